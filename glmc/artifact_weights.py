@@ -1,0 +1,237 @@
+"""The weights of an artefact: safetensors shards laid out for alignment, hashed while written and while read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmc.checkpoint.regular_file import read_into
+from glmc.checkpoint.safetensors_header import header_length, parse_header
+from glmc.checkpoint.tensor_bytes import BITS, bytes_of, dtype_name, torch_dtype
+from glmc.errors import DamagedArtifact, InternalError, StorageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from glmc.artifact import Artifact
+
+ALIGN = 64  # bytes: a cache line, and what the compiled code may assume of a weight
+SHARD_BYTES = 128 << 20
+_WRITE = 1 << 30  # bytes a call; Linux writes at most 2 GiB at once
+
+_SPLIT = 16 << 20  # bytes: fewer are read in one piece sooner than in two
+
+Layout = Iterable[tuple[str, str, tuple[int, ...]]]
+Item = tuple[str, str, tuple[int, ...], int]  # name, dtype, shape, bytes
+
+
+@dataclass
+class Shard:
+    """One file to be: its header, where each tensor begins (absolute, bytes), and how far it was written and hashed."""
+
+    file: str
+    header: bytes
+    begins: dict[str, int]
+    total: int
+    descriptor: int = -1
+    waiting: dict[int, int] = field(default_factory=dict)  # begin to nbytes: written, not hashed yet
+    hashed: int = 0
+    digest: object = field(default_factory=hashlib.sha256)
+
+
+def plan_shards(layout: Layout, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
+    """Cut `layout` (name, dtype, shape) into shards of at most `shard_bytes`; a larger tensor is alone in its shard.
+
+    The shards come out nearly equal and even in number, so that two threads end their reading together. The data begins
+    at a multiple of 64 bytes, and the tensors whose size is a multiple of 64 come first, so that they and the first of
+    the others are aligned. Raises InternalError for an unknown dtype or a name given twice.
+    """
+    items: list[Item] = []
+    for name, dtype, shape in layout:
+        if dtype not in BITS or BITS[dtype] % 8:
+            raise InternalError("the layout of the weights has an unknown dtype", field=name, found=dtype)
+        items.append((name, dtype, tuple(shape), math.prod(shape) * BITS[dtype] // 8))
+    if len({item[0] for item in items}) != len(items):
+        raise InternalError("the layout of the weights names a tensor twice", found=[item[0] for item in items])
+    total = sum(item[3] for item in items)
+    share = total / (2 * math.ceil(total / (2 * shard_bytes)) or 1) if total > _SPLIT else shard_bytes
+    groups: list[list[Item]] = []
+    filled = 0
+    for item in items:
+        if not groups or filled >= share or filled + item[3] > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(item)
+        filled += item[3]
+    return [_shard(f"weights-{number:05d}.safetensors", group) for number, group in enumerate(groups, 1)]
+
+
+def _shard(file: str, group: list[Item]) -> Shard:
+    group = sorted(group, key=lambda item: item[3] % ALIGN != 0)
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at, begins = 0, {}
+    for name, dtype, shape, nbytes in group:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        begins[name] = at
+        at += nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode("ascii")
+    text += b" " * (-(8 + len(text)) % ALIGN)
+    start = 8 + len(text)
+    header = len(text).to_bytes(8, "little") + text
+    return Shard(file, header, {name: start + begin for name, begin in begins.items()}, start + at)
+
+
+class WeightWriter:
+    """Writes the planned shards into `folder`; `write` takes the tensors in the layout's order, or in any other.
+
+    After `close`, `.files` holds bytes and SHA-256 of each shard. OSErrors pass through to the artefact's writer.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, shard_bytes: int = SHARD_BYTES) -> None:
+        layout = list(layout)
+        self._folder = folder
+        self._wanted = {name: (dtype, tuple(shape)) for name, dtype, shape in layout}
+        self._shards = plan_shards(layout, shard_bytes)
+        self._home = {name: shard for shard in self._shards for name in shard.begins}
+        self.files: dict[str, dict[str, object]] = {}
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all shards."""
+        return sum(shard.total for shard in self._shards)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Put one tensor in its place. Raises InternalError when it is not in the layout, differs, or comes twice."""
+        found = (dtype_name(tensor.dtype), tuple(tensor.shape))
+        if self._wanted.get(name) != found:
+            raise InternalError("a weight is not what the layout says, or was written before", field=name,
+                                expected=self._wanted.get(name), found=found)
+        del self._wanted[name]
+        shard = self._home[name]
+        if shard.descriptor < 0:
+            self._begin(shard)
+        data = bytes_of(tensor.cpu().contiguous())
+        self._put(shard, data, shard.begins[name])
+        if shard.hashed == shard.total and not any(other in self._wanted for other in shard.begins):
+            finish_at, shard.descriptor = shard.descriptor, -1
+            finish(finish_at)
+            self.files[shard.file] = {"bytes": shard.total, "sha256": shard.digest.hexdigest()}
+
+    def close(self) -> None:
+        """Raises InternalError when a tensor of the layout was not written."""
+        if self._wanted:
+            raise InternalError("weights of the layout were never written", expected=sorted(self._wanted))
+
+    def abandon(self) -> None:
+        """Close the descriptors of unfinished shards."""
+        for shard in self._shards:
+            if shard.descriptor >= 0:
+                os.close(shard.descriptor)
+                shard.descriptor = -1
+
+    def _begin(self, shard: Shard) -> None:
+        shard.descriptor = create(self._folder / shard.file)
+        reserve_file(shard.descriptor, shard.total)
+        self._put(shard, memoryview(shard.header), 0)
+
+    def _put(self, shard: Shard, data: memoryview, begin: int) -> None:
+        write_all(shard.descriptor, data, begin)
+        if begin == shard.hashed:
+            shard.digest.update(data)
+            shard.hashed += len(data)
+        elif len(data):  # out of the file's order: hashed when its turn comes, from the file
+            shard.waiting[begin] = len(data)
+        while shard.hashed in shard.waiting:
+            self._catch_up(shard, shard.waiting.pop(shard.hashed))
+
+    def _catch_up(self, shard: Shard, nbytes: int) -> None:
+        reader = os.open(self._folder / shard.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            piece = memoryview(bytearray(min(nbytes, 1 << 20)))
+            stop = shard.hashed + nbytes
+            while shard.hashed < stop:
+                part = piece[:stop - shard.hashed]
+                read_into(reader, part, shard.hashed, file=shard.file, error=InternalError)
+                shard.digest.update(part)
+                shard.hashed += len(part)
+        finally:
+            os.close(reader)
+
+
+def create(path: Path) -> int:
+    """A new file, read-only for everyone but this descriptor."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
+
+
+def reserve_file(descriptor: int, total: int) -> None:
+    """Have the file system promise `total` bytes, so that a full disk shows here and not in the middle."""
+    if total:
+        os.posix_fallocate(descriptor, 0, total)
+
+
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Every byte of `data` at `offset`."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:done + _WRITE], offset + done)
+
+
+def finish(descriptor: int) -> None:
+    """Sync and close; the descriptor is closed also when syncing fails, and nothing is tried again."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_shards(artifact: Artifact, threads: int | None = None) -> dict[str, torch.Tensor]:
+    """Every tensor of the weight files, verified. See `Artifact.load_weights`."""
+    names = artifact.shards()
+    # The largest first, so that the threads end together.
+    order = sorted(names, key=lambda name: -artifact.files[name]["bytes"])
+    with ThreadPoolExecutor(max(1, min(threads or os.cpu_count() or 1, len(names) or 1))) as pool:
+        loaded = dict(zip(order, pool.map(lambda name: _load(artifact, name), order), strict=True))
+    weights: dict[str, torch.Tensor] = {}
+    for name in names:
+        for key, tensor in loaded[name].items():
+            if key in weights:
+                raise DamagedArtifact("a tensor stands in two weight files", file=artifact.folder / name, field=key)
+            weights[key] = tensor
+    return weights
+
+
+def _load(artifact: Artifact, name: str) -> dict[str, torch.Tensor]:
+    import torch
+
+    path, size = artifact.folder / name, artifact.files[name]["bytes"]
+    if size < 8:
+        raise DamagedArtifact("the file is too short to be safetensors", file=path, expected="at least 8 bytes",
+                              found=f"{size} bytes")
+    # Anonymous memory of our own: page aligned, and in huge pages where the system has them (fewer page faults).
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as fault:
+        raise StorageError("there is no memory for the weights", file=path, expected=f"{size} bytes",
+                           found=fault.strerror) from fault
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    view = memoryview(memory)
+    artifact.read_verified(name, view)
+    length = header_length(bytes(view[:8]), size, path, DamagedArtifact)
+    infos = parse_header(bytes(view[8:8 + length]), size, path, DamagedArtifact)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    tensors = {}
+    for info in infos.values():
+        flat = whole[info.offset:info.offset + info.nbytes]
+        if info.offset % ALIGN:
+            flat = flat.clone()  # torch allocates at 64 bytes
+        tensors[info.name] = flat.view(torch_dtype(info.dtype)).view(info.shape)
+    return tensors

@@ -1,0 +1,68 @@
+"""Reading a graph: which region a node belongs to, sizes, symbols, and dtype names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import fx
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+
+
+def layer_of(node: fx.Node) -> int | None:
+    """The decoder layer whose module the node was traced in."""
+    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+        found = _LAYER.search(path)
+        if found:
+            return int(found[1])
+    return None
+
+
+def region_of(graph: fx.Graph) -> dict[fx.Node, str]:
+    """ "layer.N" for the steps of decoder layer N; outside, "head" for what depends on a layer, "embed" for the rest."""
+    regions: dict[fx.Node, str] = {}
+    late: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        layer = layer_of(node)
+        if layer is not None:
+            regions[node] = f"layer.{layer}"
+            late.add(node)
+        elif any(n in late for n in node.all_input_nodes):
+            regions[node] = "head"
+            late.add(node)
+        else:
+            regions[node] = "embed"
+    return regions
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """"bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def size_at_one(value: torch.Tensor) -> int:
+    """Bytes of a tensor when every symbolic size is one: one row, one new token, one slot."""
+    count = value.element_size()
+    for size in value.shape:
+        count *= 1 if isinstance(size, torch.SymInt) else size
+    return count
+
+
+def symbols_of(values: dict[str, tuple[Any, ...]]) -> dict[str, str]:
+    """The tracer's symbols by our letters: {"s77": "B"}, from {"input_ids": ("B", "S")}-like pairs of sizes and letters."""
+    return {str(size): letter for letter, (size,) in values.items() if isinstance(size, torch.SymInt)}
+
+
+def shape_text(value: torch.Tensor, symbols: dict[str, str]) -> list[int | str]:
+    """The sizes of `value`, symbolic ones as expressions in our letters."""
+    out: list[int | str] = []
+    for size in value.shape:
+        if isinstance(size, torch.SymInt):
+            out.append(re.sub(r"\bs\d+\b", lambda m: symbols.get(m[0], m[0]), str(size)))
+        else:
+            out.append(int(size))
+    return out

@@ -1,0 +1,63 @@
+"""One folder an op; in it one file a kind of machine: `cpu.py`, `triton.py`, `npu.py`. A file offers
+
+run(...)        the op, with its reference's signature
+accepts(site)   None, or the reason why this machine's kernel cannot take the site
+
+Which file is loaded is decided by path. An op without a file for a machine is refused there, with that reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glmc.errors import UnknownName
+
+FOLDER = Path(__file__).parent
+
+
+class Op:
+    """A fused op as the target of a graph node. It is a name; machines give it code."""
+
+    def __init__(self, name: str) -> None:
+        self.name = self.__name__ = self.__qualname__ = name
+        self.__module__ = "glmc"
+
+    def __repr__(self) -> str:
+        return f"glmc.{self.name}"
+
+    def __call__(self, *args: Any, **scalars: Any) -> Any:
+        """The op's plain CPU code: graphs that hold fused ops stay runnable."""
+        return load(self.name, "cpu").run(*args, **scalars)
+
+
+_OPS: dict[str, Op] = {}
+
+
+def names() -> list[str]:
+    """Every op that has a folder."""
+    return sorted(p.name for p in FOLDER.iterdir() if p.is_dir() and not p.name.startswith("_"))
+
+
+def op(name: str) -> Op:
+    """The op called `name`: always the same object."""
+    if name not in _OPS:
+        if not (FOLDER / name).is_dir():
+            raise UnknownName("no kernel folder has this name", field=name, expected=", ".join(names()))
+        _OPS[name] = Op(name)
+    return _OPS[name]
+
+
+def has(name: str, machine: str) -> bool:
+    """Whether op `name` has code for `machine` ("cpu", "triton", "npu")."""
+    return (FOLDER / name / f"{machine}.py").is_file()
+
+
+def load(name: str, machine: str) -> ModuleType:
+    """The module `glmc.kernels.NAME.MACHINE`."""
+    if not has(name, machine):
+        raise UnknownName(f"the op has no code for {machine}", field=name)
+    return importlib.import_module(f"glmc.kernels.{name}.{machine}")

@@ -1,0 +1,1 @@
+"""The op `add_rms_norm`."""

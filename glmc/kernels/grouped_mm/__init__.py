@@ -1,0 +1,1 @@
+"""The op `grouped_mm`."""

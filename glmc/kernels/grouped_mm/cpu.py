@@ -1,0 +1,30 @@
+"""Rows sorted by expert times each expert's matrix: only experts that have rows are touched."""
+
+from __future__ import annotations
+
+import torch
+
+
+def accepts(site) -> str | None:
+    return None
+
+
+@torch.library.custom_op("glmc::grouped_mm", mutates_args=())
+def _grouped_mm(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    out = x.new_empty(x.shape[0], weight.shape[2])
+    start = 0
+    for expert, end in enumerate(ends.tolist()):
+        if end > start:
+            torch.mm(x[start:end], weight[expert], out=out[start:end])
+            start = end
+    return out
+
+
+@_grouped_mm.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[2])
+
+
+def run(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """x [T, I] sorted by expert, weight [E, I, O], ends int [E] (last row of each expert, exclusive) -> [T, O]."""
+    return torch.ops.glmc.grouped_mm(x, weight, ends)

@@ -1,0 +1,83 @@
+"""The ledger: per fusion and layer, what was expected, proved, taken and refused, and what it is worth. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from glmc.errors import PromiseBroken
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+
+
+def scope_of(place: str) -> str:
+    """"layers.7" for a place inside decoder layer 7, "model" for one outside every layer."""
+    found = _LAYER.search(place)
+    return f"layers.{found[1]}" if found else "model"
+
+
+@dataclass
+class Row:
+    """One fusion. `expected` and `proved` count sites by scope; `refused` holds one reason a site not taken."""
+
+    fusion: str
+    expected: dict[str, int] = field(default_factory=dict)
+    proved: dict[str, int] = field(default_factory=dict)
+    taken: int = 0
+    refused: list[dict[str, str]] = field(default_factory=list)
+    predicted_us: float | None = None
+    measured_us: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"fusion": self.fusion, "expected": sum(self.expected.values()), "proved": sum(self.proved.values()),
+                "taken": self.taken, "refused": self.refused, "predicted_us": self.predicted_us,
+                "measured_us": self.measured_us, "by_scope": {"expected": self.expected, "proved": self.proved}}
+
+
+@dataclass
+class Ledger:
+    """All rows, by fusion name."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    def row(self, fusion: str) -> Row:
+        return self.rows.setdefault(fusion, Row(fusion))
+
+    def expect(self, promises: dict[str, dict[str, int]]) -> None:
+        """promises: scope -> fusion -> number of sites."""
+        for scope, counts in promises.items():
+            for fusion, count in counts.items():
+                if count:
+                    self.row(fusion).expected[scope] = count
+
+    def prove(self, fusion: str, places: Iterable[str]) -> None:
+        """Count proved sites of `fusion` by the scope of their places."""
+        self.row(fusion).proved = dict(Counter(scope_of(p) for p in places))
+
+    def check(self, nearest: dict[str, dict[str, str]]) -> None:
+        """Raise PromiseBroken where a scope proved fewer sites than promised.
+
+        nearest: fusion -> scope -> a sentence about the nearest miss there.
+        """
+        broken = []
+        for row in self.rows.values():
+            for scope, count in row.expected.items():
+                proved = row.proved.get(scope, 0)
+                if proved < count:
+                    miss = nearest.get(row.fusion, {}).get(scope, "no step resembles it")
+                    broken.append((f"{scope} promises {count} `{row.fusion}`, proved {proved}\n  nearest: {miss}"))
+        if broken:
+            shown = "\n".join(broken[:4]) + (f"\n... and {len(broken) - 4} more" if len(broken) > 4 else "")
+            raise PromiseBroken(shown)
+
+    def surplus(self) -> list[str]:
+        """Sentences about scopes that proved more than promised: worth a note, not an error."""
+        return [f"{row.fusion}: {scope} proved {count}, promised {row.expected.get(scope, 0)}"
+                for row in self.rows.values() for scope, count in row.proved.items()
+                if count > row.expected.get(scope, 0)]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [self.rows[name].to_json() for name in sorted(self.rows)]

@@ -1,0 +1,146 @@
+"""What an artefact runs: regions as readable text, and the flat list of steps that call them. No torch.
+
+A region is written as a Python function of tensors whose every line is one step, so that it reads, diffs and parses:
+
+    def layer_1f0c2a9b(
+        x0: "value bfloat16 [B, S, 64]",
+        input_layernorm_weight: "weight bfloat16 [64]",
+        keys: "cache bfloat16 [B, L, 2, 16]",
+    ) -> "bfloat16 [B, S, 64]":
+        rms_norm = glmc.rms_norm(x0, input_layernorm_weight, eps=1e-05)
+        ...
+        return (add_1,)
+
+B is rows, S new tokens a row, L filled cache slots. A form fixes some of them, and each region is compiled once a form.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from glmc.errors import DamagedArtifact
+
+ROLES = ("value", "weight", "cache")
+# Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
+FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}
+_SPEC = re.compile(r"^(?:(value|weight|cache) )?(\w+) \[(.*)\]$")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor at a region's edge: dtype name and sizes, each a number or an expression in B, S, L."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def text(self) -> str:
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+    @staticmethod
+    def parse(text: str) -> tuple[str | None, Spec]:
+        """(role or None, spec) from `Spec.text`, with or without a role before it."""
+        found = _SPEC.match(text)
+        if not found:
+            raise DamagedArtifact("a tensor of a region is not written as `role dtype [sizes]`", found=text)
+        sizes = tuple(int(s) if s.isdigit() else s for s in (p.strip() for p in found[3].split(",")) if s)
+        return found[1], Spec(found[2], sizes)
+
+
+@dataclass(frozen=True)
+class Region:
+    """One compiled piece. `inputs`: (name, role, spec) in order; `body`: one line a step, the last returns a tuple."""
+
+    name: str
+    inputs: tuple[tuple[str, str, Spec], ...]
+    outputs: tuple[Spec, ...]
+    body: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """embed, layer or head."""
+        return self.name.rsplit("_", 1)[0]
+
+    def text(self) -> str:
+        """The region as Python source."""
+        inputs = "".join(f'    {name}: "{role} {spec.text()}",\n' for name, role, spec in self.inputs)
+        outputs = "; ".join(s.text() for s in self.outputs)
+        return f'def {self.name}(\n{inputs}) -> "{outputs}":\n' + "".join(f"    {line}\n" for line in self.body)
+
+    @staticmethod
+    def digest(text: str) -> str:
+        """Eight hex digits of a region's text: equal forms of a layer get equal names."""
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @staticmethod
+    def parse(text: str) -> Region:
+        """Read `Region.text` back. Raises DamagedArtifact."""
+        try:
+            (function,) = ast.parse(text).body
+            if not isinstance(function, ast.FunctionDef):
+                raise SyntaxError("not a function")
+            inputs = tuple((a.arg, *Spec.parse(ast.literal_eval(a.annotation))) for a in function.args.args)
+            outputs = tuple(Spec.parse(t)[1] for t in ast.literal_eval(function.returns).split("; "))
+        except (SyntaxError, ValueError) as error:
+            raise DamagedArtifact("a region's text cannot be read", found=str(error)) from error
+        return Region(function.name, inputs, outputs, tuple(ast.unparse(s) for s in function.body))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call. Names: input:NAME, cache:keys.N, cache:values.N, weight:NAME, value:N.
+
+    rows "last" means that only the last new token is needed unless all logits are asked for.
+    """
+
+    region: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    rows: str = "all"
+
+
+@dataclass(frozen=True)
+class Program:
+    """Regions by name, steps in order, and the name of the logits."""
+
+    regions: dict[str, Region]
+    steps: tuple[Step, ...]
+    logits: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"regions": sorted(self.regions), "logits": self.logits,
+                "steps": [{"region": s.region, "inputs": list(s.inputs), "outputs": list(s.outputs), "rows": s.rows}
+                          for s in self.steps]}
+
+    @staticmethod
+    def from_json(data: dict[str, Any], regions: dict[str, Region]) -> Program:
+        """Raises DamagedArtifact where a step names an unknown region, or a value before it is made."""
+        try:
+            steps = tuple(Step(s["region"], tuple(s["inputs"]), tuple(s["outputs"]), s["rows"]) for s in data["steps"])
+            program = Program(regions, steps, data["logits"])
+        except (KeyError, TypeError) as error:
+            raise DamagedArtifact("program.json lacks a field", file="program.json", field=str(error)) from error
+        program.check()
+        return program
+
+    def check(self) -> None:
+        """The laws of a program: known regions, right number of arguments, values made before they are used."""
+        made: set[str] = set()
+        for number, step in enumerate(self.steps):
+            region = self.regions.get(step.region)
+            if region is None:
+                raise DamagedArtifact("a step calls an unknown region", field=f"steps[{number}]", found=step.region)
+            if (len(step.inputs), len(step.outputs)) != (len(region.inputs), len(region.outputs)):
+                raise DamagedArtifact("a step has another number of arguments than its region", field=f"steps[{number}]")
+            unmade = [n for n in step.inputs if n.startswith("value:") and n not in made]
+            if unmade:
+                raise DamagedArtifact("a step uses a value before it is made", field=f"steps[{number}]", found=unmade[0])
+            made.update(step.outputs)
+        if self.logits not in made:
+            raise DamagedArtifact("no step makes the logits", found=self.logits)
+
+    def calls(self) -> int:
+        return len(self.steps)

@@ -1,0 +1,124 @@
+"""A region's text as a function of tensors: each line becomes one call. Nothing in the text is evaluated as code.
+
+Ops come from closed tables: aten overloads, a few integer operators, and glmc's kernels for the machine at hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from glmc import kernels
+from glmc.errors import DamagedArtifact
+from glmc.program import Region
+
+_OPERATORS = {name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")}
+_FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
+
+
+class _Ref:
+    """A value made by an earlier line or an input."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+
+
+def resolve(name: str, machine: str) -> Callable:
+    """The callable behind an op's name. Raises DamagedArtifact for a name outside the closed tables."""
+    space, _, rest = name.partition(".")
+    if space == "operator" and rest in _OPERATORS:
+        return _OPERATORS[rest]
+    if space == "glmc" and kernels.has(rest, machine):
+        return kernels.load(rest, machine).run
+    if space == "aten":
+        packet, _, overload = rest.partition(".")
+        found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+        if isinstance(found, torch._ops.OpOverload):
+            return found
+    raise DamagedArtifact("a region calls an op that is not known here", field=name)
+
+
+class Bound:
+    """A region bound to a machine's ops: call it with the inputs in order; returns the outputs in order."""
+
+    def __init__(self, region: Region, machine: str, device: str = "cpu", replace: dict[str, str] | None = None) -> None:
+        self.region = region
+        self._device = device
+        slots = {name: i for i, (name, _, _) in enumerate(region.inputs)}
+        self._lines: list[tuple[Callable, Any, dict[str, Any], int, tuple[int, ...]]] = []
+        parsed = [ast.parse(text).body[0] for text in region.body]
+        for statement in parsed[:-1]:
+            call, name = statement.value, statement.targets[0].id
+            op = ast.unparse(call.func)
+            args = [_value(a, slots) for a in call.args]
+            kwargs = {k.arg: _value(k.value, slots) for k in call.keywords}
+            if op in _FACTORIES and device != "cpu":
+                kwargs["device"] = device
+            slots[name] = len(slots)
+            self._lines.append((resolve((replace or {}).get(op, op), machine), args, kwargs, slots[name], ()))
+        self._returns = [slots[e.id] for e in parsed[-1].value.elts]
+        self._size = len(slots)
+        self._release()
+
+    def _release(self) -> None:
+        """Give each line the slots that nobody needs after it, so that peak memory is that of the live values."""
+        needed = set(self._returns) | set(range(len(self.region.inputs)))
+        lines = []
+        for call, args, kwargs, slot, _ in reversed(self._lines):
+            used = {r.slot for r in _refs((args, kwargs))}
+            lines.append((call, args, kwargs, slot, tuple(used - needed)))
+            needed |= used
+        self._lines = lines[::-1]
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values: list[Any] = [*inputs, *(None,) * (self._size - len(inputs))]
+        for call, args, kwargs, slot, release in self._lines:
+            values[slot] = call(*[_fill(a, values) for a in args], **{k: _fill(v, values) for k, v in kwargs.items()})
+            for gone in release:
+                values[gone] = None
+        return tuple(values[i] for i in self._returns)
+
+
+def _refs(tree: Any):
+    if isinstance(tree, _Ref):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from _refs(item)
+    elif isinstance(tree, dict):
+        yield from _refs(list(tree.values()))
+
+
+def _fill(value: Any, values: list[Any]) -> Any:
+    if isinstance(value, _Ref):
+        return values[value.slot]
+    if isinstance(value, list):
+        return [_fill(v, values) for v in value]
+    return value
+
+
+def _value(node: ast.expr, slots: dict[str, int]) -> Any:
+    """A literal, a torch constant, a list of them, or a reference to an earlier value."""
+    if isinstance(node, ast.Name):
+        if node.id in slots:
+            return _Ref(slots[node.id])
+        if node.id in ("inf", "nan"):
+            return getattr(math, node.id)
+    elif isinstance(node, ast.List):
+        return [_value(e, slots) for e in node.elts]
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand, slots)
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+        found = getattr(torch, node.attr, None)
+        if isinstance(found, (torch.dtype, torch.memory_format)):
+            return found
+    elif isinstance(node, ast.Constant):
+        return node.value
+    raise DamagedArtifact("a region holds an argument that cannot be read", found=ast.unparse(node))

@@ -1,0 +1,50 @@
+"""What a machine is, as data: its kind, the file of kernels it reads, its bandwidth and what a launch costs.
+
+The figures only rank fusions and draw the roofline of `glmc plan`; a measurement on the machine itself always wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glmc.errors import UnknownName, UnsupportedTarget
+
+
+@dataclass(frozen=True)
+class Target:
+    """bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there, or `missing` says why none does."""
+
+    name: str
+    machine: str
+    engine: str
+    bandwidth: float
+    launch_us: float
+    missing: str | None = None
+
+
+_LATER = "this version compiles for the CPU only; the target can be planned for, not compiled for"
+TARGETS = {t.name: t for t in (
+    Target("cpu", "cpu", "aoti", 40e9, 2.0),
+    Target("fx", "cpu", "fx", 40e9, 5.0),
+    Target("cuda:sm_80", "triton", "aoti", 1.9e12, 4.0, _LATER),
+    Target("cuda:sm_90", "triton", "aoti", 4.0e12, 4.0, _LATER),
+    Target("cuda:sm_100", "triton", "aoti", 7.5e12, 4.0, _LATER),
+    Target("rocm:gfx942", "triton", "aoti", 5.0e12, 5.0, _LATER),
+    Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0, _LATER),
+)}
+
+
+def named(name: str) -> Target:
+    """The target called `name`. Raises UnknownName."""
+    if name not in TARGETS:
+        raise UnknownName("no target has this name", field="target", found=name, expected=", ".join(TARGETS))
+    return TARGETS[name]
+
+
+def compilable(name: str) -> Target:
+    """The target called `name`, if this version can compile for it. Raises UnknownName, UnsupportedTarget."""
+    target = named(name)
+    if target.missing:
+        raise UnsupportedTarget(target.missing, field="target", found=name,
+                                expected=", ".join(t.name for t in TARGETS.values() if not t.missing))
+    return target

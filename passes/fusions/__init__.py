@@ -1,0 +1,1 @@
+"""One file a fusion; the variable `fusion` in it is the declaration."""

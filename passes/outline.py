@@ -1,0 +1,128 @@
+"""Cut a graph at the layers' boundaries and keep one region for each distinct form.
+
+Regions take tensors only: a size that comes from outside is read again from one of the region's own inputs. Names inside
+are canonical, so layers that do the same have the same text, and the text's digest is the region's name.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import fx
+
+from glmc.errors import InternalError
+from glmc.graph import dtype_name, region_of, shape_text
+from glmc.passes.emit import Names, line
+from glmc.program import Program, Region, Spec, Step
+from glmc.trace import Trace
+
+_PREFIX = re.compile(r"^(?:model\.)*(?:layers\.\d+\.)?")
+
+
+def outline(trace: Trace, symbols: dict[str, str]) -> Program:
+    """The program of a traced text model. symbols: the tracer's symbol names -> B, S, L."""
+    return _Outliner(trace, symbols).program()
+
+
+class _Outliner:
+    def __init__(self, trace: Trace, symbols: dict[str, str]) -> None:
+        self.trace, self.graph, self.symbols = trace, trace.graph, symbols
+        self.regions: dict[str, Region] = {}
+        self.values: dict[fx.Node, str] = {}
+        owner = region_of(trace.graph)
+        self.pieces: dict[str, list[fx.Node]] = {}
+        for node, key in owner.items():
+            self.pieces.setdefault(key, []).append(node)
+        self.owner = owner
+        returned = trace.graph.output_node().args[0]
+        (self.result,) = returned if isinstance(returned, (list, tuple)) else (returned,)
+
+    def program(self) -> Program:
+        keys = sorted(self.pieces, key=lambda k: ("embed", "layer", "head").index(k.split(".")[0]) * 10**6
+                      + int((k.split(".") + ["0"])[1]))
+        steps = tuple(self._step(key) for key in keys)
+        program = Program(self.regions, steps, self.values[self.result])
+        program.check()
+        return program
+
+    def _outside_name(self, node: fx.Node) -> tuple[str, str]:
+        """(role, program-wide name) of a node that a region reads from outside."""
+        if node.name in self.trace.parameters:
+            return "weight", "weight:" + self.trace.parameters[node.name].removeprefix("model.")
+        if node.op == "placeholder":
+            index = self.trace.inputs.index(node.name)
+            if index < 3:
+                return "value", f"input:{('input_ids', 'positions', 'slots')[index]}"
+            return "cache", f"cache:{('keys', 'values')[(index - 3) % 2]}.{(index - 3) // 2}"
+        return "value", self.values[node]
+
+    def _step(self, key: str) -> Step:
+        nodes = [n for n in self.pieces[key] if not _is_size(n)]
+        inside = set(nodes)
+        outside = list(dict.fromkeys(
+            i for n in nodes for i in n.all_input_nodes if i not in inside and not _is_size(i)))
+        outputs = [n for n in nodes if n is self.result or any(self._leaves(u, key) for u in n.users)]
+        kind = key.split(".")[0]
+        names, inputs, globals_ = Names(), [], []
+        for node in outside:
+            role, name = self._outside_name(node)
+            local = {"weight": lambda n=name: _PREFIX.sub("", n.split(":")[1]).replace(".", "_"),
+                     "cache": lambda n=name: n.split(":")[1].split(".")[0],
+                     "value": lambda n=name: n.split(":")[1] if n.startswith("input:") else "x"}[role]()
+            inputs.append((names.give(node, local), role, self._spec(node)))
+            globals_.append(name)
+        body: list[str] = []
+        for node in nodes:
+            for size in (i for i in node.all_input_nodes if _is_size(i)):
+                self._size(size, outside, names, body)
+            body.append(line(node, names))
+        returned = ', '.join(names[o] for o in outputs) + (',' if len(outputs) == 1 else '')
+        body.append(f'return ({returned})')
+        region = Region(kind, tuple(inputs), tuple(self._spec(o) for o in outputs), tuple(body))
+        region = Region(f"{kind}_{Region.digest(region.text())}", region.inputs, region.outputs, region.body)
+        self.regions[region.name] = region
+        for output in outputs:
+            self.values[output] = f"value:{len(self.values)}"
+        rows = "last" if kind == "head" else "all"
+        return Step(region.name, tuple(globals_), tuple(self.values[o] for o in outputs), rows)
+
+    def _leaves(self, user: fx.Node, key: str) -> bool:
+        return user.op == "call_function" and self.owner[user] != key
+
+    def _spec(self, node: fx.Node) -> Spec:
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
+            raise InternalError("only tensors may cross a region's edge", field=node.name, found=type(value).__name__)
+        return Spec(dtype_name(value.dtype), tuple(shape_text(value, self.symbols)))
+
+    def _size(self, node: fx.Node, outside: list[fx.Node], names: Names, body: list[str]) -> None:
+        """Write the steps that make an integer inside the region: read from an input, or computed from such."""
+        if node in names:
+            return
+        if node.target == torch.ops.aten.sym_size.int:
+            wanted = str(node.meta["val"])
+            for source in outside:
+                for dim, size in enumerate(source.meta["val"].shape):
+                    if str(size) == wanted:
+                        name = names.give(node, f"size_{self.symbols.get(wanted, wanted)}")
+                        body.append(f"{name} = aten.sym_size.int({names[source]}, {dim})")
+                        return
+            raise InternalError("no input of the region has this size", field=node.name, found=wanted)
+        for inner in node.all_input_nodes:
+            self._size(inner, outside, names, body)
+        body.append(line(node, names))
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether the node is an integer computed from shapes."""
+    return node.op == "call_function" and (
+        node.target == torch.ops.aten.sym_size.int
+        or (getattr(node.target, "__module__", "") == operator.add.__module__
+            and not isinstance(_val(node), (torch.Tensor, tuple, list)) and node.target is not operator.getitem))
+
+
+def _val(node: fx.Node) -> Any:
+    return node.meta.get("val")

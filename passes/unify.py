@@ -1,0 +1,127 @@
+"""Unify a pattern graph with the nodes of a model graph, from one output backwards.
+
+Facts (literals) must be equal. A hole that equals a scalar parameter in both samples binds that scalar; any other hole is
+open until the proof closes it. Operands of commutative operators are tried both ways.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+_COMMUTATIVE = {torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor}
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A literal of the reference that depends on shapes or scalars. `scalar` names the parameter it always equalled."""
+
+    scalar: str | None
+
+    @staticmethod
+    def merge(a: Any, b: Any, values: dict[str, Any], others: dict[str, Any]) -> Any:
+        """The argument tree `a` with a hole wherever `b`, from the other sample, has another literal."""
+        if isinstance(a, fx.Node):
+            return a
+        if isinstance(a, (list, tuple)):
+            return type(a)(Hole.merge(x, y, values, others) for x, y in zip(a, b, strict=True))
+        if isinstance(a, dict):
+            return {k: Hole.merge(v, b[k], values, others) for k, v in a.items()}
+        if a == b and type(a) is type(b):
+            return a
+        return Hole(next((k for k in values if values[k] == a and others[k] == b), None))
+
+
+def outputs_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """The nodes that a traced reference returns."""
+    out = graph.output_node().args[0]
+    return tuple(out) if isinstance(out, (list, tuple)) else (out,)
+
+
+class Unifier:
+    """One attempt. After `match`: `bound` maps pattern nodes to model nodes, `scalars` holds what was recovered."""
+
+    def __init__(self, pattern: fx.Graph) -> None:
+        self.pattern = pattern
+        self.bound: dict[fx.Node, fx.Node] = {}
+        self.scalars: dict[str, Any] = {}
+        self.furthest = -1
+        self.disagreement = ("", "")
+
+    def bound_tensors(self) -> list[fx.Node | None]:
+        """What the pattern's placeholders are bound to, in order."""
+        return [self.bound.get(n) for n in self.pattern.nodes if n.op == "placeholder"]
+
+    def match(self, step: fx.Node, node: Any) -> bool:
+        """Bind `step` and everything it depends on, starting at the model's `node`."""
+        if not isinstance(node, fx.Node):
+            return self._differ(step, node)
+        if step in self.bound:
+            return self.bound[step] is node or self._differ(step, node)
+        if step.op == "placeholder":
+            self.bound[step] = node
+            return True
+        if node.op != step.op or node.target != step.target or len(node.args) != len(step.args):
+            return self._differ(step, node)
+        self.bound[step] = node
+        for args in self._orders(step):
+            saved = dict(self.bound), dict(self.scalars)
+            if self._tree(args, node.args, step, node) and self._tree(step.kwargs, node.kwargs, step, node):
+                return True
+            self.bound, self.scalars = saved
+        del self.bound[step]
+        return False
+
+    def _orders(self, step: fx.Node) -> list[tuple]:
+        swapped = step.target in _COMMUTATIVE and len(step.args) == 2
+        return [step.args, step.args[::-1]] if swapped else [step.args]
+
+    def _tree(self, wanted: Any, given: Any, step: fx.Node, node: fx.Node) -> bool:
+        if isinstance(wanted, fx.Node):
+            return self.match(wanted, given)
+        if isinstance(wanted, Hole):
+            return self._hole(wanted, given) or self._differ(step, node)
+        if isinstance(wanted, (list, tuple)):
+            same = isinstance(given, (list, tuple)) and len(given) == len(wanted)
+            return (same or self._differ(step, node)) and all(
+                self._tree(w, g, step, node) for w, g in zip(wanted, given, strict=True))
+        if isinstance(wanted, dict):
+            return (set(wanted) == set(given) or self._differ(step, node)) and all(
+                self._tree(w, given[k], step, node) for k, w in wanted.items())
+        return _same(wanted, given) or self._differ(step, node)
+
+    def _hole(self, hole: Hole, given: Any) -> bool:
+        if hole.scalar is None:
+            return True
+        if isinstance(given, fx.Node):
+            return False
+        return _same(self.scalars.setdefault(hole.scalar, given), given)
+
+    def _differ(self, step: fx.Node, node: Any) -> bool:
+        """Remember the attempt that went furthest."""
+        agreed = sum(1 for n in self.bound if n.op == "call_function" and n is not step)
+        if agreed > self.furthest:
+            self.furthest = agreed
+            self.disagreement = (_short(step), _short(node))
+        return False
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(b, fx.Node):
+        return False
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    return a == b and (isinstance(a, (int, float)) == isinstance(b, (int, float)))
+
+
+def _short(node: Any) -> str:
+    if not isinstance(node, fx.Node):
+        return repr(node)
+    if node.op != "call_function":
+        return f"{node.op} {node.name}"
+    inner = ", ".join([*(str(a) for a in node.args), *(f"{k}={v}" for k, v in node.kwargs.items())])
+    return f"{node.target}({inner})"
