@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmc.checkpoint.regular_file import read_into
 from glmc.checkpoint.safetensors_header import header_length, parse_header
@@ -44,7 +44,7 @@ class Shard:
     descriptor: int = -1
     waiting: dict[int, int] = field(default_factory=dict)  # begin to nbytes: written, not hashed yet
     hashed: int = 0
-    digest: object = field(default_factory=hashlib.sha256)
+    digest: Any = field(default_factory=hashlib.sha256)
 
 
 def plan_shards(layout: Layout, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
@@ -129,6 +129,9 @@ class WeightWriter:
         """Raises InternalError when a tensor of the layout was not written."""
         if self._wanted:
             raise InternalError("weights of the layout were never written", expected=sorted(self._wanted))
+        if len(self.files) != len(self._shards):
+            raise InternalError("a weight file was not finished", expected=[shard.file for shard in self._shards],
+                                found=sorted(self.files))
 
     def abandon(self) -> None:
         """Close the descriptors of unfinished shards."""

@@ -98,7 +98,7 @@ def computed_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return made
 
 
-def trace_model(config: dict[str, Any], dtype: torch.dtype, layers: int, kv_heads: int, head_dim: int,
+def trace_model(module: nn.Module, dtype: torch.dtype, layers: int, kv_heads: int, head_dim: int,
                 ) -> tuple[Trace, dict[str, str]]:
     """One trace for every shape: rows, new tokens and slots are all dynamic. Also the tracer's symbols as B, S, L."""
     rows, tokens, slots = 2, 5, 16
@@ -111,7 +111,7 @@ def trace_model(config: dict[str, Any], dtype: torch.dtype, layers: int, kv_head
     args = (whole, whole.clone(), torch.zeros(slots, dtype=torch.int64, device="meta"),
             [(cache(), cache()) for _ in range(layers)])
     dynamic = ({0: b, 1: s}, {0: b, 1: s}, {0: l}, [({0: b, 1: l}, {0: b, 1: l})] * layers)
-    traced = trace(Explicit(build(config, dtype)), args, dynamic)
+    traced = trace(Explicit(module), args, dynamic)
     names = {n.name: n.meta["val"] for n in traced.graph.nodes if n.op == "placeholder" and n.name in traced.inputs[:3]}
     ids, slot = names[traced.inputs[0]], names[traced.inputs[2]]
     return traced, {str(ids.shape[0]): "B", str(ids.shape[1]): "S", str(slot.shape[0]): "L"}

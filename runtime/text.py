@@ -117,6 +117,11 @@ class Text:
         return cls(tokenizer, _template(read, config), _named_special_tokens(config), _stop_ids(read))
 
     @property
+    def decodes(self) -> bool:
+        """Whether there is a tokenizer: without one, ids go in and ids come out."""
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises IncompatibleArtifact when the checkpoint had none."""
         if self._tokenizer is None:

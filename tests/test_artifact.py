@@ -247,7 +247,8 @@ def test_forged_names_are_refused_without_opening_them(copy, name, monkeypatch):
 
 @pytest.mark.parametrize("entry", [None, 1, {}, {"bytes": 1}, {"bytes": -1, "sha256": "0" * 64},
                          {"bytes": True, "sha256": "0" * 64}, {"bytes": 20, "sha256": "0" * 63},
-                         {"bytes": 20, "sha256": "G" * 64}, {"bytes": 20.0, "sha256": "0" * 64}, {"bytes": 20, "sha256": "0" * 64, "more": 1},
+                         {"bytes": 20, "sha256": "G" * 64}, {"bytes": 20.0, "sha256": "0" * 64},
+                         {"bytes": 20, "sha256": "0" * 64, "more": 1},
                          {"bytes": 2**63, "sha256": "0" * 64}])
 def test_forged_entries(copy, entry):
     forge(copy, lambda manifest: manifest["files"].update({"regions/layer.py": entry}))

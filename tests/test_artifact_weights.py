@@ -72,6 +72,16 @@ def test_weights_in_any_order_come_back_aligned(tmp_path_factory, drawn, shard_b
         assert found[name].data_ptr() % 64 == 0 or not value.numel()
 
 
+def test_an_empty_tensor_shares_its_place_with_one_that_waits(tmp_path):
+    with ArtifactWriter(tmp_path / "x.glmc") as writer:
+        sink = writer.weights([("a", "F32", (16,)), ("empty", "F32", (0,)), ("b", "F32", (16,))])
+        for name, count in (("b", 16), ("empty", 0), ("a", 16)):
+            sink.write(name, torch.full((count,), 3.0))
+        writer.seal({})
+    assert {name: len(value) for name, value in Artifact.open(tmp_path / "x.glmc").load_weights().items()} == {
+        "a": 16, "empty": 0, "b": 16}
+
+
 def test_shards_are_even_in_number_and_nearly_equal():
     shards = plan_shards([(f"layer{i}", "BF16", (2048, 1536)) for i in range(70)])
     assert len(shards) == 4
@@ -79,6 +89,6 @@ def test_shards_are_even_in_number_and_nearly_equal():
     assert min(s.total for s in shards) > 0.8 * max(s.total for s in shards)
     small = plan_shards([(f"layer{i}", "BF16", (64, 64)) for i in range(70)])
     assert [s.file for s in small] == ["weights-00001.safetensors"]
-    assert [len(s.begins) for s in plan_shards([("x", "F32", (4,)), ("big", "F32", (40 << 20,)), ("y", "F32", (4,))])] == [
-        1, 1, 1]
+    alone = plan_shards([("x", "F32", (4,)), ("big", "F32", (40 << 20,)), ("y", "F32", (4,))])
+    assert [list(s.begins) for s in alone] == [["x"], ["big"], ["y"]]
     assert all(len(s.header) % 64 == 0 for s in (*shards, *small))

@@ -21,8 +21,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _Refused(f"the key {twice!r} stands twice in one object")
+        for key, _ in pairs:
+            if key in seen:
+                raise _Refused(f"the key {key!r} stands twice in one object")
+            seen.add(key)
     return made
 
 
@@ -68,7 +70,7 @@ def parse_json(data: bytes, *, error: type[GlmcError], file: Any = None) -> dict
     except RecursionError:
         raise error("the JSON cannot be accepted", file=file, expected=f"at most {_DEPTH} levels",
                     found="deeper nesting") from None
-    except UnicodeError as fault:
+    except (UnicodeDecodeError, UnicodeEncodeError) as fault:
         raise error("the JSON is not valid UTF-8", file=file, expected="UTF-8", found=fault.reason) from fault
     except ValueError as fault:
         raise error("the JSON cannot be accepted", file=file, expected="one strict JSON object",

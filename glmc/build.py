@@ -1,0 +1,107 @@
+"""The road from a checkpoint to a sealed artefact, top to bottom."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmc import __version__, published
+from glmc.artifact import Artifact
+from glmc.artifact_write import ArtifactWriter
+from glmc.checkpoint.folder import Checkpoint
+from glmc.checkpoint.pack import Want, check, pack
+from glmc.errors import UsageError
+from glmc.machine import cpu_flags
+from glmc.passes.lower import Bounds, compile_region
+from glmc.passes.prove import prove
+from glmc.survey import Progress, Survey, survey
+from glmc.target import compilable
+
+_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
+
+
+def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", quant: str | None = None,
+            max_len: int = 4096, max_batch: int = 1, progress: Progress = lambda *_: None) -> Artifact:
+    """Compile the checkpoint folder `source` into the artefact folder `out`; returns it, opened and checked.
+
+    Raises UsageError (bounds, quant, out exists), CheckpointError, PromiseBroken, NumericError, StorageError.
+    """
+    machine = compilable(target)
+    bounds = _bounds(max_len, max_batch, quant)
+    with ArtifactWriter(Path(out)) as writer:
+        checkpoint = Checkpoint.open(source)
+        surveyed = survey(source, machine, dtype, progress)
+        if max_len > surveyed.dims.max_positions:
+            raise UsageError("the model has fewer positions", field="max_len", found=max_len,
+                             expected=f"at most max_position_embeddings = {surveyed.dims.max_positions}")
+        computed = published.computed_buffers(surveyed.module)
+        buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
+        wanted = _wanted(surveyed, buffers)
+        leftover = check(checkpoint, wanted, surveyed.family.leftovers(surveyed.dims))
+        layout = [(name, _SAFETENSORS[d], list(shape)) for name, (d, shape) in surveyed.weights.items()]
+        files = checkpoint.extra_files()
+        proofs = prove([d.site for d in surveyed.decisions if d.reason is None], machine)
+        progress("prove", len(proofs), len(proofs))
+        weights = writer.weights(layout)
+        for name, tensor in buffers.items():
+            weights.write(name, tensor)
+        done = itertools.count(1)
+        pack(checkpoint, wanted, weights, lambda *_: progress("pack weights", next(done), len(wanted)))
+        _compile_regions(surveyed, bounds, writer, progress)
+        for name, path in files.items():
+            writer.add_file(name, path)
+        writer.add_json("program.json", surveyed.program.to_json())
+        writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes})
+        writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs]})
+        writer.add_json("config.json", surveyed.config)
+        progress("seal", 0, 1)
+        writer.seal(_manifest(surveyed, bounds, checkpoint, leftover), check=checkpoint.check_unchanged)
+        progress("seal", 1, 1)
+    return Artifact.open(Path(out))
+
+
+def _bounds(max_len: int, max_batch: int, quant: str | None) -> Bounds:
+    if quant not in (None, "none"):
+        raise UsageError("this version does not quantise", field="quant", expected="none", found=quant)
+    for name, value, low, high in (("max_len", max_len, 2, 1 << 20), ("max_batch", max_batch, 1, 1 << 10)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UsageError("the bound is out of range", field=name, expected=f"{low} to {high}", found=value)
+    return Bounds(max_batch, max_len)
+
+
+def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor]) -> dict[str, Want]:
+    recipe, dims = surveyed.family.recipe, surveyed.dims
+    return {name: Want(recipe(name, dims), shape, _SAFETENSORS[d])
+            for name, (d, shape) in surveyed.weights.items() if name not in buffers}
+
+
+def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, progress: Progress) -> None:
+    """Each distinct region once a form; the text always, the library where the engine wants one."""
+    regions = surveyed.program.regions.values()
+    for region in regions:
+        writer.add_bytes(f"regions/{region.name}.region", region.text().encode())
+    jobs = [(r, f) for r in regions for f in bounds.forms()] if surveyed.target.engine == "aoti" else []
+    with tempfile.TemporaryDirectory(prefix="glmc-regions-") as scratch:
+        for done, (region, form) in enumerate(jobs):
+            progress("compile regions", done, len(jobs))
+            library = Path(scratch) / f"{region.name}.{form}.so"
+            compile_region(region, form, bounds, library)
+            for made in (library, library.with_suffix(".json")):
+                if made.is_file():
+                    writer.add_file(f"regions/{made.name}", made)
+    progress("compile regions", len(jobs), len(jobs))
+
+
+def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover: list[str]) -> dict[str, Any]:
+    return {
+        "glmc": __version__, "torch": torch.__version__, "family": surveyed.dims.model_type,
+        "target": surveyed.target.name, "engine": surveyed.target.engine, "dtype": surveyed.dtype,
+        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()},
+        "dims": dict(surveyed.dims.__dict__), "bounds": {"max_len": bounds.max_len, "max_batch": bounds.max_batch},
+        "source": checkpoint.digest(), "left_unused": leftover, "seconds": surveyed.seconds,
+    }

@@ -1,0 +1,87 @@
+"""`glmc plan`: the ledger, parameters, memory and roofline of a model, from its configuration alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from glmc.ledger import Ledger
+from glmc.survey import Progress, Survey, survey
+from glmc.target import named
+
+_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8, "bool": 1}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer of `glmc.plan`. Bytes are bytes, rates are tokens a second at batch 1 after a short prompt."""
+
+    model_type: str
+    architecture: str
+    layers: int
+    parameters: dict[str, int]
+    regions: dict[str, int]
+    ledger: Ledger
+    memory: dict[str, int]
+    roofline: dict[str, Any]
+    seconds: float
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "ledger": self.ledger.to_json()}
+
+
+def parameters(surveyed: Survey) -> dict[str, int]:
+    """Total and active-per-token parameters: routed experts count by the share that a token visits."""
+    dims = surveyed.dims
+    computed = {f"{n}" for n in surveyed.weights if n.endswith("rotary_emb.inv_freq")}
+    sizes = {n: math.prod(shape) for n, (_, shape) in surveyed.weights.items() if n not in computed}
+    routed = sum(s for n, s in sizes.items() if ".mlp.experts." in n)
+    total = sum(sizes.values())
+    share = dims.experts_per_token / dims.experts if dims.experts else 0
+    return {"total": total, "active_per_token": total - routed + int(routed * share)}
+
+
+def memory(surveyed: Survey, max_len: int, max_batch: int) -> dict[str, int]:
+    """Bytes of weights, of the KV cache a token, and at the peak of a full cache with one prompt's activations."""
+    dims = surveyed.dims
+    item = _BYTES[surveyed.dtype]
+    weights = sum(_BYTES[d] * math.prod(s) for d, s in surveyed.weights.values())
+    kv = 2 * dims.layers * dims.kv_heads * dims.head_dim * item
+    widest = max(dims.intermediate, dims.moe_intermediate * max(dims.experts_per_token, 1), dims.heads * dims.head_dim)
+    activations = max_len * (2 * dims.hidden + 3 * widest) * item + dims.vocabulary * 4 * max_batch
+    return {"weights_bytes": weights, "kv_bytes_per_token": kv,
+            "peak_bytes": weights + kv * max_len * max_batch + activations}
+
+
+def roofline(surveyed: Survey) -> dict[str, Any]:
+    """Bytes that one decoded token must read (the embedding gives one row), and the rate that bandwidth allows."""
+    dims, target = surveyed.dims, surveyed.target
+    share = dims.experts_per_token / dims.experts if dims.experts else 1
+    read = 0.0
+    for name, (dtype, shape) in surveyed.weights.items():
+        size = _BYTES[dtype] * math.prod(shape)
+        if name.endswith("embed_tokens.weight") and not dims.tied:
+            size = size // shape[0]
+        read += size * (share if ".mlp.experts." in name else 1)
+    return {"target": target.name, "bandwidth_bytes_per_second": target.bandwidth, "bytes_per_token": int(read),
+            "tokens_per_second": round(target.bandwidth / read, 3)}
+
+
+def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4096, max_batch: int = 1,
+         progress: Progress = lambda *_: None) -> Plan:
+    """Survey `source` (a checkpoint folder or a config.json) for `target`. Reads no weights.
+
+    Raises ConfigError, UnknownFamily, PromiseBroken, UnknownName.
+    """
+    began = time.perf_counter()
+    surveyed = survey(source, named(target), dtype, progress)
+    dims = surveyed.dims
+    return Plan(
+        model_type=dims.model_type, architecture=(surveyed.config.get("architectures") or [type(surveyed.module).__name__])[0],
+        layers=dims.layers, parameters=parameters(surveyed),
+        regions={"distinct": len(surveyed.program.regions), "calls": surveyed.program.calls()},
+        ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
+        seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes)

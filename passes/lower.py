@@ -1,0 +1,89 @@
+"""Give a region to the AOTInductor engine: trace its text again in one form and compile it to a shared library.
+
+The library holds code only: every weight is an argument, so one compilation serves all layers of the form. Fused ops and
+linears go through the CPU kernels' own torch code, which Inductor turns into loops.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glmc.errors import InternalError
+from glmc.program import FORMS, Region, Spec
+from glmc.region import Bound
+
+# Ops of the graph that a CPU kernel runs better than the compiler's own choice.
+CPU_KERNELS = {"aten.linear.default": "glmc.linear"}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest rows and slots that compiled code may meet; `max_len` is also the stride of the caches."""
+
+    max_batch: int
+    max_len: int
+
+    def forms(self) -> list[str]:
+        """The forms that requests within these bounds need."""
+        return ["decode", "prefill"] + (["decode_rows"] if self.max_batch > 1 else [])
+
+
+class _Module(nn.Module):
+    def __init__(self, region: Region, machine: str) -> None:
+        super().__init__()
+        self.bound = Bound(region, machine, replace=CPU_KERNELS)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.bound(*inputs)
+
+
+def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds) -> torch.Tensor:
+    """A zero tensor of a region's input; a cache is a view of its first slots, with the strides it has when running."""
+    shape = [sizes[s] if isinstance(s, str) else s for s in spec.shape]
+    dtype = getattr(torch, spec.dtype)
+    if role == "cache":
+        return torch.empty([shape[0], bounds.max_len, *shape[2:]], dtype=dtype)[:, : shape[1]]
+    return torch.empty(shape, dtype=dtype)
+
+
+def export(region: Region, form: str, bounds: Bounds, machine: str = "cpu"):
+    """The region in one form as an exported program, and its sample inputs."""
+    fixed = FORMS[form]
+    sizes = {"B": 3, "S": 5, "L": 11} | fixed
+    unknown = {s for _, _, spec in region.inputs for s in spec.shape if isinstance(s, str)} - set(sizes)
+    if unknown:
+        raise InternalError("a region's input has a size that is not a letter", field=region.name, found=unknown)
+    most = {"B": max(bounds.max_batch, 3), "S": bounds.max_len, "L": bounds.max_len}
+    free = {k: torch.export.Dim(k, min=2, max=most[k]) for k in "BSL" if k not in fixed}
+    dynamic = tuple({i: free[s] for i, s in enumerate(spec.shape) if s in free} for _, _, spec in region.inputs)
+    with torch._subclasses.FakeTensorMode():
+        inputs = tuple(sample(spec, role, sizes, bounds) for _, role, spec in region.inputs)
+    with torch.no_grad():
+        exported = torch.export.export(_Module(region, machine), inputs, dynamic_shapes=(dynamic,), strict=False)
+    return exported, inputs
+
+
+def compile_region(region: Region, form: str, bounds: Bounds, out: Path) -> None:
+    """Compile the region in one form with AOTInductor and put the shared library at `out`."""
+    exported, inputs = export(region, form, bounds)
+    options = {"aot_inductor.compile_wrapper_opt_level": "O1"}
+    if FORMS[form].get("S") == 1:
+        # Rows must be finished before a product reads them: inlined, a norm would be computed once an output row.
+        options |= {"realize_opcount_threshold": 0, "realize_reads_threshold": 0}
+    with tempfile.TemporaryDirectory(prefix="glmc-region-") as scratch:
+        target = os.path.join(scratch, "region.so")
+        made = torch._inductor.aot_compile(
+            exported.module(), inputs, options={**options, "aot_inductor.output_path": target})
+        if not isinstance(made, str):
+            raise InternalError("AOTInductor returned no library", field=region.name, found=type(made).__name__)
+        externs = Path(made).with_suffix(".json")
+        shutil.copyfile(made, out)
+        if externs.is_file():
+            shutil.copyfile(externs, out.with_suffix(".json"))

@@ -1,0 +1,108 @@
+"""The generation loop: prefill each row alone, then decode all rows together, sample, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from glmc.errors import UsageError
+from glmc.runtime.sample import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from glmc.runtime.session import Model
+
+
+@dataclass
+class Generation:
+    """One answer. finish_reason: "stop" (a stop token, not part of token_ids) or "length".
+
+    timings, in seconds: "prefill" (all prompts of the batch), "first_token", "decode", "total".
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = "length"
+    timings: dict[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    seed: int = 0
+
+
+class Stream:
+    """Text pieces of a single prompt as they come; `.result` is the Generation once exhausted."""
+
+    def __init__(self, steps: Iterator[tuple[int, str]]) -> None:
+        self._steps = steps
+        self.result: Generation | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._steps)[1]
+        except StopIteration as end:
+            if end.value is not None:
+                (self.result,) = end.value
+            raise StopIteration from None
+
+
+def generate(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling):
+    """Yields (row, text piece); returns one Generation a prompt.
+
+    Checks every request before any compiled code runs: rows, ids, and that max_new_tokens is at least 1. A row ends with
+    "length" when it fills the artefact's max_len.
+    """
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UsageError("at least one token must be asked for", field="max_new_tokens", found=max_new_tokens)
+    model.check_rows(len(prompts))
+    for row, ids in enumerate(prompts):
+        model.check_ids(ids, row)
+    return _loop(model, prompts, max_new_tokens, sampling)
+
+
+def _loop(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling):
+    began = time.perf_counter()
+    rows = len(prompts)
+    sampler = Sampler(sampling, rows)
+    answers = [Generation(prompt_tokens=len(ids), seed=sampler.seed) for ids in prompts]
+    streams = [model.text.stream() if model.text.decodes else None for _ in prompts]
+    stops = model.text.stop_ids
+    room = [min(max_new_tokens, model.max_len - len(ids) + 1) for ids in prompts]
+    for row, ids in enumerate(prompts):
+        sampler.observe(row, ids)
+    logits = torch.cat([model.extend(row, ids, 0)[:, -1] for row, ids in enumerate(prompts)])
+    prefilled = time.perf_counter()
+    lengths = torch.tensor([[len(ids)] for ids in prompts])
+    alive = set(range(rows))
+    first = None
+    while True:
+        chosen = sampler(logits)
+        first = first or time.perf_counter()
+        for row in sorted(alive):
+            token, answer = int(chosen[row]), answers[row]
+            if token in stops:
+                answer.finish_reason = "stop"
+                alive.discard(row)
+                continue
+            answer.token_ids.append(token)
+            if streams[row] is not None:
+                yield row, streams[row].push(token)
+            if len(answer.token_ids) >= room[row]:
+                alive.discard(row)
+        if not alive:
+            break
+        # A finished row goes on in place until all are done: its last slot is written again, nobody reads the result.
+        logits = model.advance(chosen.unsqueeze(1), lengths.clamp(max=model.max_len - 1))[:, -1]
+        lengths += 1
+    ended = time.perf_counter()
+    for row, answer in enumerate(answers):
+        if streams[row] is not None:
+            yield row, streams[row].flush()
+            answer.text = model.text.decode(answer.token_ids)
+        answer.timings = {"prefill": prefilled - began, "first_token": first - began, "decode": ended - first,
+                          "total": ended - began}
+    return answers

@@ -1,0 +1,183 @@
+"""A loaded artefact: open and check, place weights, allocate the cache, run forms, generate."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmc import machine
+from glmc.artifact import Artifact
+from glmc.errors import DamagedArtifact, IncompatibleArtifact, NumericError, RequestOutOfBounds
+from glmc.program import FORMS, Program, Region
+from glmc.runtime.generate import Generation, Stream, generate
+from glmc.runtime.memory import Cache
+from glmc.runtime.sample import Sampling
+from glmc.runtime.steps import Steps
+from glmc.runtime.text import Text
+
+Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
+
+
+def load(path: Any, threads: int | None = None) -> Model:
+    """Open the artefact folder `path` and make it ready to generate.
+
+    threads: CPU threads for torch; None leaves torch's own choice.
+    Raises DamagedArtifact, IncompatibleArtifact, StorageError.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Model(Artifact.open(Path(path)))
+
+
+class Model:
+    """A model that generates. `timings["load"]` holds the seconds that opening took, by phase."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        began = time.perf_counter()
+        self.artifact = artifact
+        manifest = artifact.manifest
+        self.dims, self.bounds = manifest["dims"], manifest["bounds"]
+        _compatible(manifest, artifact.folder)
+        program = read_program(artifact)
+        weights = artifact.load_weights(torch.get_num_threads())
+        read = time.perf_counter()
+        engine = importlib.import_module(f"glmc.runtime.engines.{manifest['engine']}")
+        forms = [f for f in FORMS if f != "decode_rows" or self.bounds["max_batch"] > 1]
+        calls = {form: {name: engine.open(artifact, region, form) for name, region in program.regions.items()}
+                 for form in forms}
+        self.steps = Steps(program, weights, calls)
+        self.cache = Cache(self.dims, getattr(torch, manifest["dtype"]), self.bounds["max_batch"], self.bounds["max_len"])
+        self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
+        self.timings = {"weights": read - began, "code": time.perf_counter() - read}
+
+    @property
+    def max_len(self) -> int:
+        """The most tokens a row may hold, prompt and answer together."""
+        return self.bounds["max_len"]
+
+    @property
+    def max_batch(self) -> int:
+        """The most rows at once."""
+        return self.bounds["max_batch"]
+
+    def check_ids(self, ids: Sequence[int], row: int = 0) -> None:
+        """Refuse, before any compiled code runs, ids that the artefact cannot take. Raises RequestOutOfBounds."""
+        if not len(ids):
+            raise RequestOutOfBounds("the prompt is empty", field=f"prompt[{row}]", expected="at least one token")
+        if len(ids) > self.max_len:
+            raise RequestOutOfBounds("the prompt is longer than the artefact's bound", field=f"prompt[{row}]",
+                                     expected=f"at most max_len = {self.max_len} tokens", found=len(ids),
+                                     hint="compile with a larger --max-len")
+        worst = next((i for i in ids if isinstance(i, bool) or not isinstance(i, int)
+                      or not 0 <= i < self.dims["vocabulary"]), None)
+        if worst is not None:
+            raise RequestOutOfBounds("a token id is outside the vocabulary", field=f"prompt[{row}]",
+                                     expected=f"whole numbers from 0 to {self.dims['vocabulary'] - 1}", found=worst)
+
+    def check_rows(self, rows: int) -> None:
+        """Raises RequestOutOfBounds for more rows than the artefact was compiled for."""
+        if not 1 <= rows <= self.max_batch:
+            raise RequestOutOfBounds("the batch is outside the artefact's bound", field="batch",
+                                     expected=f"1 to max_batch = {self.max_batch}", found=rows,
+                                     hint="compile with a larger --max-batch")
+
+    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool = False) -> torch.Tensor:
+        """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
+        tokens = torch.tensor([list(ids)], dtype=torch.int64)
+        positions = torch.arange(start, start + len(ids), dtype=torch.int64).unsqueeze(0)
+        return self._run("decode" if len(ids) == 1 else "prefill", tokens, positions, row, every_row)
+
+    def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
+        return self._run("decode" if len(tokens) == 1 else "decode_rows", tokens, positions, 0, False)
+
+    def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
+        slots = max(2, int(positions.max()) + 1)
+        named = {"input:input_ids": tokens, "input:positions": positions, "input:slots": torch.arange(slots)}
+        for name, view in self.cache.views(row, len(tokens), slots).items():
+            named[f"cache:{name}"] = view
+        with torch.no_grad():
+            return self.steps.run(form, named, every_row)
+
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """LongTensor [B, S] without padding -> float32 [B, S, vocabulary]. Uses cache row 0; for checking."""
+        if input_ids.dim() != 2:
+            raise RequestOutOfBounds("input_ids must be [B, S]", field="input_ids", found=list(input_ids.shape))
+        rows = []
+        for number, ids in enumerate(input_ids.tolist()):
+            self.check_ids(ids, number)
+            rows.append(self.extend(0, ids, 0, every_row=True).float())
+        return torch.cat(rows)
+
+    def tokens_of(self, prompt: Prompt, raw: bool = False) -> list[int]:
+        """A prompt as token ids: text (as one user message, or as it is with `raw`), messages, or ids as they are."""
+        if isinstance(prompt, str):
+            return self.text.encode(prompt) if raw else self.text.chat([{"role": "user", "content": prompt}])
+        if len(prompt) and isinstance(prompt[0], dict):
+            return self.text.chat(prompt)
+        return [int(i) if isinstance(i, torch.Tensor) else i for i in prompt]
+
+    def generate(self, prompt: Prompt, max_new_tokens: int = 64, temperature: float = 0.0, top_k: int = 0,
+                 top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None, raw: bool = False,
+                 stream: bool = False) -> Generation | Stream:
+        """Generate from one prompt; greedy unless a temperature is given.
+
+        stream: return an iterator of text pieces, whose `.result` is the Generation when it is exhausted.
+        Raises RequestOutOfBounds, UsageError, NumericError.
+        """
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        made = Stream(generate(self, [self.tokens_of(prompt, raw)], max_new_tokens, sampling))
+        if stream:
+            return made
+        for _ in made:
+            continue
+        return made.result
+
+    def generate_batch(self, prompts: Sequence[Prompt], max_new_tokens: int = 64, temperature: float = 0.0,
+                       top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None,
+                       raw: bool = False) -> list[Generation]:
+        """Generate from several prompts of any lengths at once; each gives the tokens it would give alone."""
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        steps: Iterator = generate(self, [self.tokens_of(p, raw) for p in prompts], max_new_tokens, sampling)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def as_transformers(self):
+        """A drop-in for transformers' `generate()`: see `glmc.runtime.as_transformers`."""
+        from glmc.runtime.as_transformers import wrap
+
+        return wrap(self)
+
+
+def read_program(artifact: Artifact) -> Program:
+    """program.json and the regions' texts, checked. Raises DamagedArtifact."""
+    data = artifact.json("program.json")
+    regions = {name: Region.parse(artifact.read(f"regions/{name}.region").decode()) for name in data["regions"]}
+    wrong = [n for n, r in regions.items() if r.name != n]
+    if wrong:
+        raise DamagedArtifact("a region's text has another name than its file", field=wrong[0])
+    return Program.from_json(data, regions)
+
+
+def _compatible(manifest: dict[str, Any], folder: Path) -> None:
+    """Native code must meet the torch and the CPU it was made for. Raises IncompatibleArtifact."""
+    if manifest["engine"] != "aoti":
+        return
+    if manifest["torch"] != torch.__version__:
+        raise IncompatibleArtifact("the artefact was compiled with another torch", file=folder, field="torch",
+                                   expected=torch.__version__, found=manifest["torch"])
+    machine.check(manifest["machine"], folder)
+
+
+def finite(logits: torch.Tensor, step: int) -> None:
+    """Raise NumericError where a logit is NaN or infinite."""
+    if not bool(torch.isfinite(logits).all()):
+        raise NumericError("a logit is not finite", field=f"step {step}")

@@ -1,0 +1,74 @@
+"""The loop over a program: gather a step's inputs, call its region, keep what later steps read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glmc.errors import DamagedArtifact
+from glmc.program import FORMS, Program, Step
+
+Call = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A step with its weights in place. `holes`: (position, name) of what changes from call to call."""
+
+    step: Step
+    inputs: tuple[torch.Tensor | None, ...]
+    holes: tuple[tuple[int, str], ...]
+    rows: tuple[tuple[int, int], ...]
+    release: tuple[str, ...]
+
+
+class Steps:
+    """A program bound to its weights and to the regions' calls by form: calls[form][region]."""
+
+    def __init__(self, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Call]]) -> None:
+        self.calls = calls
+        self.logits = program.logits
+        needed = {program.logits}
+        bound: list[_Bound] = []
+        for step in reversed(program.steps):
+            region = program.regions[step.region]
+            release = tuple(n for n in dict.fromkeys(step.inputs) if n.startswith("value:") and n not in needed)
+            needed.update(release)
+            inputs, holes, rows = [], [], []
+            for position, (name, (local, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
+                if role == "weight":
+                    inputs.append(self._weight(weights, name.removeprefix("weight:"), spec))
+                    continue
+                inputs.append(None)
+                holes.append((position, name))
+                if "S" in spec.shape:
+                    rows.append((position, spec.shape.index("S")))
+            bound.append(_Bound(step, tuple(inputs), tuple(holes), tuple(rows), release))
+        self._steps = bound[::-1]
+
+    @staticmethod
+    def _weight(weights: dict[str, torch.Tensor], name: str, spec) -> torch.Tensor:
+        tensor = weights.get(name)
+        if tensor is None or tuple(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
+            raise DamagedArtifact("a weight is missing or is not what its region takes", field=name,
+                                  expected=spec.text(), found=None if tensor is None else list(tensor.shape))
+        return tensor
+
+    def run(self, form: str, named: dict[str, torch.Tensor], every_row: bool) -> torch.Tensor:
+        """Run all steps. named: input:NAME and cache:NAME. Returns logits [B, S or 1, vocabulary]."""
+        values = dict(named)
+        for bound in self._steps:
+            inputs = list(bound.inputs)
+            for position, name in bound.holes:
+                inputs[position] = values[name]
+            call = self.calls[form][bound.step.region]
+            if bound.step.rows == "last" and not every_row and "S" not in FORMS[form]:
+                for position, dim in bound.rows:
+                    inputs[position] = inputs[position].narrow(dim, inputs[position].shape[dim] - 1, 1).contiguous()
+                call = self.calls["decode"][bound.step.region]
+            for name in bound.release:
+                del values[name]
+            values.update(zip(bound.step.outputs, call(inputs), strict=True))
+        return values[self.logits]
