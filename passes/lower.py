@@ -25,7 +25,11 @@ CPU_KERNELS = {"aten.linear.default": "glmc.linear"}
 
 @dataclass(frozen=True)
 class Bounds:
-    """The largest rows and slots that compiled code may meet; `max_len` is also the stride of the caches."""
+    """The largest rows and slots that compiled code may meet.
+
+    Caches hold one slot more than max_len, so that a view of the filled slots is never the whole cache: the compiler
+    would otherwise guard against the one length at which the view is contiguous.
+    """
 
     max_batch: int
     max_len: int
@@ -49,7 +53,7 @@ def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds) -> torc
     shape = [sizes[s] if isinstance(s, str) else s for s in spec.shape]
     dtype = getattr(torch, spec.dtype)
     if role == "cache":
-        return torch.empty([shape[0], bounds.max_len, *shape[2:]], dtype=dtype)[:, : shape[1]]
+        return torch.empty([shape[0], bounds.max_len + 1, *shape[2:]], dtype=dtype)[:, : shape[1]]
     return torch.empty(shape, dtype=dtype)
 
 
@@ -83,7 +87,7 @@ def compile_region(region: Region, form: str, bounds: Bounds, out: Path) -> None
             exported.module(), inputs, options={**options, "aot_inductor.output_path": target})
         if not isinstance(made, str):
             raise InternalError("AOTInductor returned no library", field=region.name, found=type(made).__name__)
-        externs = Path(made).with_suffix(".json")
         shutil.copyfile(made, out)
-        if externs.is_file():
+        # Ops that compiled code calls by name are listed beside the library, under the library's own stem.
+        for externs in Path(scratch).glob("**/*.wrapper.json"):
             shutil.copyfile(externs, out.with_suffix(".json"))

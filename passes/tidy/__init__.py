@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from glmc.passes.tidy import casts, dead, devices, metadata, slices, spelling
+from glmc.passes.tidy import casts, dead, devices, histogram, metadata, slices, spelling
 
-ORDER = (metadata, casts, slices, devices, spelling, dead)
+ORDER = (metadata, casts, slices, devices, histogram, spelling, dead)
 
 
 def tidy(graph: fx.Graph) -> dict[str, int]:

@@ -31,7 +31,6 @@ def difference(golden: list[str], found: list[str]) -> str | None:
             "`python -m pytest tests/house/test_flags.py --update-goldens` and say so in the commit")
 
 
-@pytest.mark.skipif(not (ROOT / "glmc/cli/main.py").exists(), reason="glmc/cli/main.py is not written yet")
 def test_the_flags_are_the_frozen_ones(update_goldens):
     found = flags(importlib.import_module("glmc.cli.main").app)
     if update_goldens:

@@ -39,7 +39,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
                    "glmc.target", "glmc.kernels", "glmc.runtime"),
     "glmc.bench": ("glmc.bench", "glmc.runtime", "glmc.artifact", "glmc.program", "glmc.target", "glmc.ledger"),
     "glmc.cli": ("glmc.cli", "glmc.build", "glmc.bench", "glmc.ledger", "glmc.runtime", "glmc.artifact",
-                 "glmc.program", "glmc.target", "glmc.families", *PUBLIC),
+                 "glmc.program", "glmc.target", "glmc.families", "glmc.machine", *PUBLIC),
+    "glmc.__main__": ("glmc.cli",),
     "glmc": ("glmc.build", "glmc.planner", "glmc.runtime"),
 }
 """Module or package -> what of glmc it may import besides EVERYWHERE. The longest matching name decides."""

@@ -1,0 +1,5 @@
+"""`python -m glmc` is `glmc`."""
+
+from glmc.cli.main import main
+
+main()

@@ -1,0 +1,39 @@
+"""`glmc compile`: the whole road from a checkpoint to a sealed artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import glmc
+from glmc.cli import arguments, show
+from glmc.cli.progress import progress
+from glmc.errors import OutputExists
+from glmc.target import compilable
+
+Destination = Annotated[Path, typer.Option("-o", metavar="OUT", help="The artefact's folder; it must not exist.",
+                                           show_default=False)]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--dtype", help="auto: what config.json says.")]
+Quant = Annotated[Literal["none", "int8", "int4"], typer.Option("--quant", help="Weights as integers.")]
+MaxLen = Annotated[int, typer.Option("--max-len", metavar="N", help="Most tokens a row, prompt and answer together.")]
+MaxBatch = Annotated[int, typer.Option("--max-batch", metavar="N", help="Most rows at once.")]
+
+
+def compile(source: arguments.Source, out: Destination, target: arguments.TargetName = "cpu", dtype: Dtype = "auto",
+            quant: Quant = "none", max_len: MaxLen = 4096, max_batch: MaxBatch = 1, json: arguments.Json = False) -> None:
+    """Compile a checkpoint into one sealed artefact and print its path."""
+    compilable(arguments.target_name(target))
+    arguments.checkpoint(source)
+    if out.exists() or out.is_symlink():  # said before torch is imported; the writer asks again when it counts
+        raise OutputExists("the output is there already", file=out)
+    with progress() as report:
+        made = glmc.compile(source, out, target=target, dtype=dtype, quant=None if quant == "none" else quant,
+                            max_len=max_len, max_batch=max_batch, progress=report)
+    ledger = made.json("ledger.json")
+    if json:
+        show.data({"path": str(made.folder), "digest": made.manifest["digest"], "files": made.files, **ledger})
+        return
+    show.console(stderr=True).print(*show.ledger(ledger["ledger"]))
+    typer.echo(made.folder)

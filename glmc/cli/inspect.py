@@ -1,0 +1,77 @@
+"""`glmc inspect`: what an artefact holds, from its JSON files and region texts; no weights, no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.table import Table
+
+from glmc.artifact import Artifact
+from glmc.cli import arguments, show
+from glmc.errors import DamagedArtifact
+from glmc.program import Program, Region
+
+
+def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
+    """Show what an artefact holds: manifest, files, regions, ledger, proofs. Reads no weights."""
+    opened = Artifact.open(arguments.artifact(out))
+    try:
+        program = _program(opened)
+        ledger, proofs = opened.json("ledger.json"), opened.json("proofs.json")
+        if json:
+            show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": program.to_json(),
+                       **ledger, **proofs})
+            return
+        show.console().print(
+            _summary(opened), show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
+            _regions(program), *show.ledger(ledger["ledger"]), proofs_table(proofs["proofs"]))
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise DamagedArtifact("a file of the artefact lacks a field, or holds another type", file=opened.folder,
+                              found=f"{type(error).__name__}: {error}") from error
+
+
+def proofs_table(proofs: list[dict[str, Any]]) -> Table:
+    """Each fusion's distinct sites and its worst error, next to that of the reference it was held against."""
+    worst: dict[str, list[float]] = {}
+    for proof in proofs:
+        row = worst.setdefault(proof["fusion"], [0, 0, 0.0, 0.0])
+        row[0] += 1
+        row[1] += proof["places"]
+        row[2:] = max(row[2], proof["kernel_error"]), max(row[3], proof["reference_error"])
+    return show.rows("proofs (error against float64, relative to the largest result)",
+                     ("fusion", "distinct", "sites", "worst kernel error", "worst reference error"),
+                     [(name, *map(int, row[:2]), f"{row[2]:.3g}", f"{row[3]:.3g}") for name, row in sorted(worst.items())])
+
+
+def _program(opened: Artifact) -> Program:
+    """program.json with its regions' texts, checked."""
+    data = opened.json("program.json")
+    regions = {name: Region.parse(opened.read(f"regions/{name}.region").decode()) for name in data["regions"]}
+    return Program.from_json(data, regions)
+
+
+def _regions(program: Program) -> Table:
+    calls = Counter(step.region for step in program.steps)
+    return show.rows("regions", ("region", "calls", "inputs", "weights", "steps inside"),
+                     [(name, calls[name], len(region.inputs), sum(role == "weight" for _, role, _ in region.inputs),
+                       len(region.body) - 1) for name, region in program.regions.items()])
+
+
+def _summary(opened: Artifact) -> Table:
+    manifest = opened.manifest
+    bounds = manifest["bounds"]
+    machine = manifest["machine"]
+    return show.facts("artefact", {
+        "path": opened.folder,
+        "digest": manifest["digest"],
+        "family": manifest["family"],
+        "dims": ", ".join(f"{k} {v}" for k, v in manifest["dims"].items() if k != "model_type"),
+        "dtype": manifest["dtype"],
+        "bounds": f"{bounds['max_batch']} rows of at most {bounds['max_len']} tokens",
+        "target": f"{manifest['target']}, engine {manifest['engine']}",
+        "made with": f"glmc {manifest['glmc']}, torch {manifest['torch']}, format {manifest['format_version']}",
+        "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}",
+        "source": manifest["source"],
+        "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values())),
+    })

@@ -1,0 +1,39 @@
+"""`glmc plan`: what the compiler will do with a model, from its configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import glmc
+from glmc.cli import arguments, show
+from glmc.cli.progress import progress
+
+Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder or a config.json.", show_default=False)]
+
+
+def plan(source: Source, target: arguments.TargetName = "cpu", json: arguments.Json = False) -> None:
+    """Say what would be compiled: ledger, parameters, memory, roofline. Reads no weights."""
+    arguments.target_name(target)
+    arguments.existing(source)
+    with progress() as report:
+        answer = glmc.plan(source, target=target, progress=report)
+    if json:
+        show.data(answer.to_json())
+        return
+    screen = show.console()
+    parameters, memory, roofline, regions = answer.parameters, answer.memory, answer.roofline, answer.regions
+    screen.print(show.facts("model", {
+        "architecture": f"{answer.architecture} ({answer.model_type}), {answer.layers} layers",
+        "parameters": f"{parameters['total']:,}, of which a token uses {parameters['active_per_token']:,}",
+        "regions": f"{regions['distinct']} distinct, {regions['calls']} calls",
+        "weights": show.bytes_text(memory["weights_bytes"]),
+        "KV cache": f"{show.bytes_text(memory['kv_bytes_per_token'])} a token",
+        "peak memory": show.bytes_text(memory["peak_bytes"]),
+        "roofline": f"{roofline['tokens_per_second']:g} tokens/s on {roofline['target']}, "
+                    f"{show.bytes_text(roofline['bytes_per_token'])} read a token",
+    }), *show.ledger(answer.ledger.to_json()))
+    for note in answer.notes:
+        show.talk(f"note: {show.terminal_safe(note)}")

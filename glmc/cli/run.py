@@ -1,0 +1,64 @@
+"""`glmc run`: generate text from one prompt, streamed as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import glmc
+from glmc.cli import arguments, show
+
+if TYPE_CHECKING:
+    from glmc.runtime.generate import Generation
+
+Prompt = Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to ask.", show_default=False)]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Stop after this many tokens.")]
+Temperature = Annotated[float | None, typer.Option(
+    "--temperature", metavar="F", show_default=False,
+    help="0 takes the likeliest token, which is the default unless --top-p or --top-k is given; then it is 1.")]
+TopP = Annotated[float, typer.Option("--top-p", metavar="F", help="Sample from the likeliest tokens of this mass.")]
+TopK = Annotated[int, typer.Option("--top-k", metavar="N", help="Sample from this many likeliest tokens; 0 is all.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", metavar="F", help="Above 1 discourages repetition.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.", show_default=False)]
+Raw = Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")]
+
+
+def run(out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64, temperature: Temperature = None,
+        top_p: TopP = 1.0, top_k: TopK = 0, repetition_penalty: Penalty = 1.0, seed: Seed = None, raw: Raw = False,
+        json: arguments.Json = False) -> None:
+    """Generate text from one prompt; the likeliest token each time when no sampling flag is given."""
+    arguments.artifact(out)
+    if temperature is None:
+        temperature = 1.0 if top_p != 1.0 or top_k else 0.0
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the text alone
+        model = glmc.load(out)
+        pieces: Any = model.generate(
+            prompt if raw else [{"role": "user", "content": prompt}], max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed,
+            raw=raw, stream=True)
+    escape = sys.stdout.isatty()
+    for piece in pieces:
+        if not json and piece:
+            sys.stdout.write(show.terminal_safe(piece) if escape else piece)
+            sys.stdout.flush()
+    answer: Generation = pieces.result
+    if json:
+        show.data({"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason,
+                   "timings": answer.timings, "prompt_tokens": answer.prompt_tokens, "seed": answer.seed})
+        return
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    show.talk(_summary(answer))
+
+
+def _summary(answer: Generation) -> str:
+    """Tokens, tokens a second after the first, and the time to the first token."""
+    count, decode = len(answer.token_ids), answer.timings["decode"]
+    # A stop token costs a step as well, so that a stopped answer decodes as many steps as it has tokens.
+    steps = count if answer.finish_reason == "stop" else count - 1
+    rate = f", {steps / decode:.1f} tokens/s" if steps > 0 and decode > 0 else ""
+    return (f"{answer.prompt_tokens} tokens in, {count} out ({answer.finish_reason}){rate}, "
+            f"first token after {answer.timings['first_token']:.3f} s")
