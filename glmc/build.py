@@ -17,8 +17,9 @@ from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.pack import Want, check, pack
 from glmc.errors import UsageError
 from glmc.machine import cpu_flags
-from glmc.passes.lower import Bounds, compile_region
+from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
+from glmc.passes.workers import compile_all
 from glmc.survey import Progress, Survey, survey
 from glmc.target import compilable
 
@@ -85,16 +86,12 @@ def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, p
     regions = surveyed.program.regions.values()
     for region in regions:
         writer.add_bytes(f"regions/{region.name}.region", region.text().encode())
-    jobs = [(r, f) for r in regions for f in bounds.forms()] if surveyed.target.engine == "aoti" else []
+    if surveyed.target.engine != "aoti":
+        return
+    jobs = [(region, form) for region in regions for form in bounds.forms()]
     with tempfile.TemporaryDirectory(prefix="glmc-regions-") as scratch:
-        for done, (region, form) in enumerate(jobs):
-            progress("compile regions", done, len(jobs))
-            library = Path(scratch) / f"{region.name}.{form}.so"
-            compile_region(region, form, bounds, library)
-            for made in (library, library.with_suffix(".json")):
-                if made.is_file():
-                    writer.add_file(f"regions/{made.name}", made)
-    progress("compile regions", len(jobs), len(jobs))
+        for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs))):
+            writer.add_file(f"regions/{made.name}", made)
 
 
 def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover: list[str]) -> dict[str, Any]:

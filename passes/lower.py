@@ -77,7 +77,7 @@ def export(region: Region, form: str, bounds: Bounds, machine: str = "cpu"):
 def compile_region(region: Region, form: str, bounds: Bounds, out: Path) -> None:
     """Compile the region in one form with AOTInductor and put the shared library at `out`."""
     exported, inputs = export(region, form, bounds)
-    options = {"aot_inductor.compile_wrapper_opt_level": "O1"}
+    options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
     if FORMS[form].get("S") == 1:
         # Rows must be finished before a product reads them: inlined, a norm would be computed once an output row.
         options |= {"realize_opcount_threshold": 0, "realize_reads_threshold": 0}

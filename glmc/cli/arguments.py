@@ -1,8 +1,9 @@
-"""What a verb's arguments name: a target, a checkpoint, an artefact; each refused with the nearest thing that exists."""
+"""What a verb's arguments name: a target, a checkpoint, an artefact. A refusal names the nearest thing that exists."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -46,14 +47,15 @@ def existing(path: Path) -> Path:
         return path
     siblings: list[str] = []
     if path.parent.is_dir():
-        siblings = [str(path.parent / entry.name) for entry, _ in zip(path.parent.iterdir(), range(_SIBLINGS), strict=False)]
+        siblings = [str(entry) for entry in itertools.islice(path.parent.iterdir(), _SIBLINGS)]
     raise UsageError("there is nothing at this path", file=path, hint=nearest(str(path), siblings))
 
 
 def checkpoint(path: Path) -> Path:
     """The checkpoint folder `path`. Raises UsageError when nothing is there, or an artefact is."""
     if is_artifact(existing(path)):
-        raise UsageError("this is an artefact, not a checkpoint", file=path, expected="a Hugging Face checkpoint folder",
+        raise UsageError("this is an artefact, not a checkpoint", file=path,
+                         expected="a Hugging Face checkpoint folder",
                          hint="`glmc run` runs it and `glmc inspect` shows it")
     return path
 

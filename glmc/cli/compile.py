@@ -22,7 +22,8 @@ MaxBatch = Annotated[int, typer.Option("--max-batch", metavar="N", help="Most ro
 
 
 def compile(source: arguments.Source, out: Destination, target: arguments.TargetName = "cpu", dtype: Dtype = "auto",
-            quant: Quant = "none", max_len: MaxLen = 4096, max_batch: MaxBatch = 1, json: arguments.Json = False) -> None:
+            quant: Quant = "none", max_len: MaxLen = 4096, max_batch: MaxBatch = 1,
+            json: arguments.Json = False) -> None:
     """Compile a checkpoint into one sealed artefact and print its path."""
     compilable(arguments.target_name(target))
     arguments.checkpoint(source)

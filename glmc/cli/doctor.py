@@ -111,5 +111,6 @@ def _print(report: dict[str, Any]) -> None:
         "memory": f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available",
         "disk": f"{size(report['disk_free_bytes'])} free in this folder",
         **report["knobs"],
-    }), show.rows("targets", ("target", "compiles here", "why not"), [
-        (name, "yes" if said["compiles"] else "no", said["why_not"] or "") for name, said in report["targets"].items()]))
+    }), show.rows("targets", ("target", "compiles here", "why not"),
+                  [(name, "yes" if said["compiles"] else "no", said["why_not"] or "")
+                   for name, said in report["targets"].items()]))

@@ -57,9 +57,10 @@ def _known() -> dict[str, Callable[[], dict[str, Any]]]:
         add(folder.name, _op, folder)
     for path in (*_files(PASSES), *_files(PASSES / "tidy")):
         add(path.stem, _pass, path)
-    for folder in ("tidy", "fusions"):
-        add(folder, _pass, PASSES / folder / "__init__.py")
-    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, GlmcError) and c is not GlmcError]
+    for package in ("tidy", "fusions"):
+        add(package, _pass, PASSES / package / "__init__.py")
+    classes = [c for c in vars(errors).values()
+               if isinstance(c, type) and issubclass(c, GlmcError) and c is not GlmcError]
     for error in classes:
         add(error.code, _error, error)
         add(error.__name__, _error, error)
@@ -126,8 +127,8 @@ def _exit(code: int, classes: list[type[GlmcError]]) -> dict[str, Any]:
 
 def _knob(knob: knobs.Knob) -> dict[str, Any]:
     kind = {int: "a whole number", str: "text", list: "names separated by commas"}[knob.kind]
-    return _answer("knob", knob.name, knob.sentence, facts={"kind": kind, "default": knob.default or "none"
-                                                            if knob.kind is not int else knob.default})
+    default = knob.default if knob.kind is int else knob.default or "none"
+    return _answer("knob", knob.name, knob.sentence, facts={"kind": kind, "default": default})
 
 
 def _target(target: Any) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def proofs_table(proofs: list[dict[str, Any]]) -> Table:
         row[2:] = max(row[2], proof["kernel_error"]), max(row[3], proof["reference_error"])
     return show.rows("proofs (error against float64, relative to the largest result)",
                      ("fusion", "distinct", "sites", "worst kernel error", "worst reference error"),
-                     [(name, *map(int, row[:2]), f"{row[2]:.3g}", f"{row[3]:.3g}") for name, row in sorted(worst.items())])
+                     [(name, int(distinct), int(sites), kernel, reference)
+                      for name, (distinct, sites, kernel, reference) in sorted(worst.items())])
 
 
 def _program(opened: Artifact) -> Program:

@@ -16,12 +16,12 @@ import glmc
 from glmc.cli import arguments, compile, doctor, explain, inspect, plan, run, show, verify
 from glmc.errors import GlmcError, InternalError, StorageError, UnknownName, UsageError
 
-_CommandLineFault = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps it
+_CommandLineFault: type[typer.BadParameter] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]  # ClickException, wherever it is kept
 _INTERRUPTED = 130
 
 
 class _Ended(Exception):
-    """A verb ended for a reason that is nobody's fault; carries the exit code. Typer has other ideas about both causes."""
+    """A verb ended through nobody's fault; carries the exit code. Typer would answer either cause in its own way."""
 
 
 class Verbs(TyperGroup):

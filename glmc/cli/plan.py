@@ -11,7 +11,8 @@ import glmc
 from glmc.cli import arguments, show
 from glmc.cli.progress import progress
 
-Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder or a config.json.", show_default=False)]
+Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder or a config.json.",
+                                        show_default=False)]
 
 
 def plan(source: Source, target: arguments.TargetName = "cpu", json: arguments.Json = False) -> None:

@@ -30,8 +30,8 @@ def console(stderr: bool = False) -> Console:
 
 
 def data(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, ASCII, so that neither a terminal nor an encoding can stumble over it."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=True, allow_nan=False, indent=1) + "\n")
+    """One JSON object on one line of stdout, ASCII, so that neither a terminal nor an encoding can stumble over it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n")
 
 
 def talk(line: str) -> None:
@@ -64,15 +64,23 @@ def facts(title: str, pairs: Mapping[str, Any]) -> Table:
 
 
 def rows(title: str, columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> Table:
-    """A table with a header; columns whose values are all numbers are set to the right."""
+    """A table with a header; columns whose values are all numbers, or empty, are set to the right."""
     cells = [list(line) for line in lines]
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
-        numeric = bool(cells) and all(isinstance(line[place], (int, float)) for line in cells)
+        numeric = bool(cells) and all(isinstance(line[place], (int, float, type(None))) for line in cells)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for line in cells:
-        table.add_row(*(printable(f"{v:,}" if isinstance(v, int) else v) for v in line))
+        table.add_row(*(_cell(value) for value in line))
     return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (int, float)):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return printable(value)
 
 
 def ledger(entries: Iterable[Mapping[str, Any]]) -> list[Table]:
@@ -81,10 +89,10 @@ def ledger(entries: Iterable[Mapping[str, Any]]) -> list[Table]:
     Fusions that the model has no site of are left out. Reasons that differ in the layer's number alone count as one.
     """
     kept = [e for e in entries if e["expected"] or e["proved"]]
-    lines = [(e["fusion"], e["expected"], e["proved"], e["taken"], len(e["refused"]),
-              "" if e["predicted_us"] is None else f"{e['predicted_us']:.1f}") for e in kept]
+    lines = [(e["fusion"], e["expected"], e["proved"], e["taken"], len(e["refused"]), e["predicted_us"]) for e in kept]
     tables = [rows("ledger", ("fusion", "expected", "proved", "taken", "refused", "predicted gain (us/token)"), lines)]
-    reasons = Counter((e["fusion"], re.sub(r"\b(layers?)\.\d+", r"\1.N", r["reason"])) for e in kept for r in e["refused"])
+    reasons = Counter((e["fusion"], re.sub(r"\b(layers?)\.\d+", r"\1.N", r["reason"]))
+                      for e in kept for r in e["refused"])
     if reasons:
         tables.append(rows("refused", ("fusion", "sites", "reason"),
                            [(fusion, count, reason) for (fusion, reason), count in sorted(reasons.items())]))
@@ -101,7 +109,7 @@ def show_level() -> int:
 
 
 def fault(error: GlmcError, as_json: bool, cause: BaseException | None = None) -> None:
-    """Tell an error: a paragraph on stderr, or {"error": {...}} on stdout. `cause`: its traceback, if GLMC_SHOW >= 1."""
+    """Tell an error: a paragraph on stderr, or {"error": {...}} on stdout; `cause`'s traceback if GLMC_SHOW >= 1."""
     if cause is not None and show_level() >= 1:
         sys.stderr.write("".join(traceback.format_exception(cause)))
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 
-import pytest
 import typer
 from house.source import ROOT
 

@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.families": ("glmc.families", "glmc.checkpoint", "glmc.target", "glmc.published"),
     "glmc.kernels": ("glmc.kernels",),
     "glmc.passes.fusions": ("glmc.passes.declare", "glmc.passes.fusions"),
-    "glmc.passes": ("glmc.region", "glmc.graph", "glmc.program", "glmc.target", "glmc.kernels", "glmc.trace", "glmc.ledger",
+    "glmc.passes": ("glmc.machine", "glmc.region", "glmc.graph", "glmc.program", "glmc.target", "glmc.kernels", "glmc.trace", "glmc.ledger",
                     "glmc.passes"),
     "glmc.runtime": ("glmc.region", "glmc.machine", "glmc.program", "glmc.artifact", "glmc.kernels", "glmc.target", "glmc.runtime"),
     "glmc.region": ("glmc.program", "glmc.kernels"),

@@ -1,0 +1,155 @@
+"""Compile regions side by side: one process a core, each taking the next job when it is done.
+
+A worker is this module run as a script. It reads one JSON job a line, {"text", "form", "max_batch", "max_len", "out"},
+and answers each with {"done": true} or {"error": text}. Compiled code is kept in GLMC_CACHE, if that is set, under a key of
+everything it depends on: the region's text, form, bounds, torch, CPU, and the sources of kernels and lowering.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import torch
+
+from glmc import kernels, knobs
+from glmc.errors import InternalError
+from glmc.machine import cpu_flags
+from glmc.passes import lower
+from glmc.program import Region
+
+_ENDINGS = (".so", ".json")
+Job = tuple[Region, str]
+
+
+def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Callable[[int], None]) -> Iterator[Path]:
+    """Compile every (region, form) into `folder`; yields the files made, in the order of `jobs`.
+
+    done(n) is called when n jobs are finished. Raises InternalError with the compiler's words.
+    """
+    queue: SimpleQueue[Job] = SimpleQueue()
+    for job in jobs:
+        queue.put(job)
+    finished, failed = [], []
+    outs = {job: folder / f"{job[0].name}.{job[1]}.so" for job in jobs}
+
+    def serve() -> None:
+        with _Worker() as worker:
+            while not failed:
+                try:
+                    job = queue.get_nowait()
+                except Empty:
+                    return
+                try:
+                    _compile_or_reuse(job, bounds, outs[job], worker)
+                except (InternalError, OSError, ValueError) as error:
+                    failed.append((job, error))
+                    return
+                finished.append(job)
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(os.cpu_count() or 1, len(jobs)))]
+    for thread in threads:
+        thread.start()
+    while any(t.is_alive() for t in threads):
+        done(len(finished))
+        for thread in threads:
+            thread.join(timeout=0.2)
+    if failed:
+        (region, form), error = failed[0]
+        raise InternalError(f"a region could not be compiled: {error}", field=f"{region.name}.{form}")
+    done(len(finished))
+    for job in jobs:
+        yield from (p for e in _ENDINGS if (p := outs[job].with_suffix(e)).is_file())
+
+
+class _Worker:
+    """A child process, started at its first job and ended with the block."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._log.close()
+
+    def run(self, region: Region, form: str, bounds: lower.Bounds, out: Path) -> None:
+        if self._process is None:
+            self._log = tempfile.TemporaryFile("w+")  # a file, since a full pipe would stop the compiler
+            self._process = subprocess.Popen([sys.executable, "-m", "glmc.passes.workers"], text=True,
+                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        job = {"text": region.text(), "form": form, "max_batch": bounds.max_batch, "max_len": bounds.max_len,
+               "out": str(out)}
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self._log.seek(0)
+            raise InternalError(f"the compiling process ended: {self._log.read()[-2000:]}")
+        said = json.loads(answer)
+        if "error" in said:
+            raise InternalError(said["error"])
+
+
+def _compile_or_reuse(job: Job, bounds: lower.Bounds, out: Path, worker: _Worker) -> None:
+    region, form = job
+    cache = knobs.get("GLMC_CACHE")
+    if not cache:
+        return worker.run(region, form, bounds, out)
+    kept = Path(cache) / f"{_key(region, form, bounds)}.so"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        worker.run(region, form, bounds, out)
+        for ending in _ENDINGS[::-1]:  # the library last: it says that the entry is whole
+            if out.with_suffix(ending).is_file():
+                passing = kept.with_suffix(f"{ending}.{os.getpid()}.{threading.get_ident()}")
+                shutil.copyfile(out.with_suffix(ending), passing)
+                passing.replace(kept.with_suffix(ending))
+        return None
+    for ending in _ENDINGS:
+        if kept.with_suffix(ending).is_file():
+            shutil.copyfile(kept.with_suffix(ending), out.with_suffix(ending))
+    return None
+
+
+def _key(region: Region, form: str, bounds: lower.Bounds) -> str:
+    sources = sorted([*kernels.FOLDER.glob("**/*.py"), Path(lower.__file__)])
+    parts = [region.text(), form, repr(bounds), torch.__version__, " ".join(cpu_flags()),
+             *(p.read_text() for p in sources)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def main() -> None:
+    """Serve jobs from stdin until it closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr, not between the answers
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            lower.compile_region(Region.parse(job["text"]), job["form"], lower.Bounds(job["max_batch"], job["max_len"]),
+                                 Path(job["out"]))
+            said = {"done": True}
+        except Exception as error:  # whatever the compiler raises becomes the answer
+            said = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(said) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
