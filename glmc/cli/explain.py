@@ -28,8 +28,8 @@ def explain(name: Name, json: arguments.Json = False) -> None:
     """Say what a name means: a fusion, op, pass, error, exit code, knob or target."""
     known = _known()
     if name not in known:
-        every = sorted(known)
-        hint = arguments.nearest(name, every) or f"known: {', '.join(n for n in every if not n.isdigit())}"
+        parts = sorted({p.stem for p in (*_files(PASSES / "fusions"), *_files(PASSES), *_files(PASSES / "tidy"))})
+        hint = arguments.nearest(name, known) or f"known: errors, knobs, targets, and {', '.join(parts)}"
         raise UnknownName("nothing has this name", field="name", found=name, hint=hint)
     answer = known[name]()
     if json:

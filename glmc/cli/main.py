@@ -55,9 +55,6 @@ class Verbs(TyperGroup):
             raise SystemExit(code if isinstance(code, int) else 0)
         except _Ended as ended:
             raise SystemExit(ended.args[0]) from None
-        except KeyboardInterrupt:
-            show.talk("interrupted")
-            raise SystemExit(_INTERRUPTED) from None
         except GlmcError as fault:
             error = fault
         except _CommandLineFault as fault:
@@ -67,9 +64,11 @@ class Verbs(TyperGroup):
             error, cause = StorageError(fault.strerror or str(fault), file=fault.filename), fault
         except Exception as fault:
             error, cause = InternalError(f"{type(fault).__name__}: {fault}"), fault
-        with contextlib.suppress(BrokenPipeError):
+        try:
             show.fault(error, as_json="--json" in words, cause=cause)
             sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_stdout()
         raise SystemExit(error.exit)
 
 

@@ -5,6 +5,7 @@ Data goes to stdout, talk to stderr. Nothing read from a file reaches a terminal
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -22,11 +23,18 @@ from glmc.errors import GlmcError, InternalError, UsageError, printable
 _PLAIN_WIDTH = 140  # columns where output is no terminal, so that a pipe does not get tables cut at 80
 
 
+class _Console(Console):
+    """Leaves a closed pipe to the one place that answers it; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "the reader has gone")
+
+
 def console(stderr: bool = False) -> Console:
     """A console on today's stdout or stderr that takes every text literally (no markup, no emoji codes)."""
-    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, markup=False, emoji=False, highlight=False,
-                                                 width=_PLAIN_WIDTH)
+    made = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return made if made.is_terminal else _Console(stderr=stderr, markup=False, emoji=False, highlight=False,
+                                                  width=_PLAIN_WIDTH)
 
 
 def data(value: Mapping[str, Any]) -> None:

@@ -1,0 +1,139 @@
+"""Tiny GLM models for tests: a randomised transformers model, its checkpoint folder, and its artefact, each made once.
+
+Every parameter and persistent buffer is random, since what is one or zero hides mistakes: norm weights spread around 1,
+biases and the router's correction bias are not zero.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+import glmc
+from glmc import families
+from glmc.runtime.session import Model
+
+MAX_LEN = 80
+MAX_BATCH = 3
+_SHALLOW = {"num_hidden_layers": 2}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in families.names()},
+    "glm4_moe-no-qk-norm": ("glm4_moe", {"use_qk_norm": False, **_SHALLOW}),
+    # The rotary width is 6 of 14, its half is odd, and so are the counts of heads, experts and the hidden size.
+    "glm4_moe-odd": ("glm4_moe", {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 14, "hidden_size": 45,
+                                  "partial_rotary_factor": 0.43, "n_routed_experts": 7, "n_group": 1,
+                                  "moe_intermediate_size": 17, "intermediate_size": 51, **_SHALLOW}),
+    "glm4_moe-no-bias": ("glm4_moe", {"attention_bias": False, **_SHALLOW}),
+    "glm4_moe-tied": ("glm4_moe", {"tie_word_embeddings": True, **_SHALLOW}),
+    "glm-tied-no-bias": ("glm", {"tie_word_embeddings": True, "attention_bias": False, **_SHALLOW}),
+}
+"""Name -> family and what differs from the family's tiny configuration."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model in its three forms. `reference` is transformers' own; `session` runs the artefact in the folder `out`."""
+
+    config: dict[str, Any]
+    reference: torch.nn.Module
+    checkpoint: Path
+    out: Path
+    session: Model
+
+
+def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
+    """The family's tiny configuration with `changes`; the keys of config.json."""
+    return {**families.load({"model_type": family}).TINY, **changes}
+
+
+def randomised(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.nn.Module:
+    """transformers' model for `config` in `dtype`, every parameter and persistent buffer drawn anew."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            spread = 0.3 if "norm" in name or "bias" in name else 0.15
+            drawn = torch.randn(tensor.shape, generator=generator) * spread
+            tensor.copy_(1 + drawn if "norm" in name else drawn)
+    return model
+
+
+def save(model: torch.nn.Module, config: dict[str, Any], folder: Path) -> Path:
+    """Write the checkpoint folder as a publisher would: config.json, weights and a byte-level tokenizer."""
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokenizer(config["vocab_size"]).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def tokenizer(size: int) -> Tokenizer:
+    """`size` ids: two special tokens, then bytes; random ids therefore decode to text that is partly not UTF-8."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(BPE({piece: i for i, piece in enumerate(["<pad>", "<eos>", *alphabet][:size])}, []))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens(["<pad>", "<eos>"])
+    return made
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder of this test process, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="glmc-models-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def published(variant: str, dtype: str = "float32", **changes: Any) -> tuple[dict[str, Any], torch.nn.Module, Path]:
+    """(config, transformers model, checkpoint folder) of a variant."""
+    family, differs = VARIANTS[variant]
+    config = tiny_config(family, torch_dtype=dtype, **{**differs, **changes})
+    model = randomised(config, getattr(torch, dtype))
+    folder = Path(tempfile.mkdtemp(prefix=f"{variant}-", dir=scratch()))
+    return config, model, save(model, config, folder)
+
+
+@functools.cache
+def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: int = MAX_BATCH, **changes: Any) -> Made:
+    """A variant compiled for `target` and loaded; compiled once however many tests ask."""
+    config, model, checkpoint = published(variant, dtype, **changes)
+    out = Path(tempfile.mkdtemp(prefix="out-", dir=scratch())) / f"{variant}.glmc"
+    glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
+    return Made(config, model, checkpoint, out, glmc.load(out))
+
+
+def aot(dtype: str = "float32") -> Made:
+    """The one model that the default suite compiles to native code: a dense and a routed layer."""
+    return made("glm4_moe", dtype, target="cpu", max_batch=2, num_hidden_layers=2)
+
+
+def prompts(vocabulary: int, *lengths: int, seed: int = 7) -> list[list[int]]:
+    """Random prompts of these lengths; none holds the ids 0 and 1, which are special."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    """transformers' logits of one prompt, [len(ids), vocabulary] in the model's dtype."""
+    return model(torch.tensor([ids])).logits[0]
+
+
+@torch.no_grad()
+def greedy(model: torch.nn.Module, ids: list[int], count: int) -> list[int]:
+    """What transformers' generate adds to one prompt, without the final stop token."""
+    made = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False, pad_token_id=0)[0, len(ids):].tolist()
+    return made[:-1] if made and made[-1] in (1,) else made
