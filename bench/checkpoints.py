@@ -23,12 +23,15 @@ GLM4_220M = {**DENSE, "hidden_size": 1024, "num_hidden_layers": 12, "num_attenti
 
 
 def fill(name: str, tensor, generator) -> None:
-    """Random values of a size that keeps activations near 1: norms around 1, biases 0.3, matrices 1/sqrt(inputs)."""
+    """Random values of a size that keeps activations near 1: norms around 1, biases 0.3, matrices
+    1/sqrt(inputs), embeddings 1."""
     import torch
 
     drawn = torch.randn(tensor.shape, generator=generator)
     if "norm" in name:
         tensor.copy_(1 + 0.3 * drawn)
+    elif "embed_tokens" in name:
+        tensor.copy_(drawn)
     else:
         tensor.copy_(drawn * (0.3 if tensor.dim() == 1 else tensor.shape[-1] ** -0.5))
 
@@ -72,7 +75,9 @@ def randomised(folder: Path, config: dict[str, Any], seed: int):
     """A bfloat16 model of any family in memory, random throughout, saved to `folder` as transformers saves it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     fields = {k: v for k, v in config.items() if k != "torch_dtype"}
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=torch.bfloat16).eval()

@@ -14,9 +14,9 @@ from measure import interleave, summary
 from report import Report, default_out
 
 BAR = 1.2
-HOW = ("glm4 of one width and two depths with random weights, target cpu; each compilation in a fresh process without "
-       "GLMC_CACHE and with an empty Inductor cache, depths taking turns; `regions` is the time between the first and the "
-       "last report of the stage `compile regions`; ratios are of medians")
+HOW = ("glm4 of one width and two depths with random weights, target cpu; each compilation in a fresh process "
+       "without GLMC_CACHE and with an empty Inductor cache, depths taking turns; `regions` is the time between the "
+       "first and the last report of the stage `compile regions`; ratios are of medians")
 
 
 def width(hidden: int) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from glmc.checkpoint.folder import Checkpoint
 from glmc.errors import UsageError
 
 AGAINST_EAGER, AGAINST_AOTI = 1.6, 1.0
-HOW = ("bfloat16, one row; a prompt of --prompt tokens, then --steps decoding steps timed without the prompt. Contenders "
-       "take turns in one process with the same threads; medians. Eager is the faster of model.generate and a loop of "
-       "our own, AOTInductor the faster of plain and freezing. The bound is measured read bandwidth (mean of before and "
-       "after) over the bytes one token must read: all weights but the embedding, and the filled cache")
+HOW = ("bfloat16, one row; a prompt of --prompt tokens, then --steps decoding steps timed without the prompt. "
+       "Contenders take turns in one process with the same threads; medians. Eager is the faster of model.generate "
+       "and a loop of our own, AOTInductor the faster of plain and freezing. The bound is measured read bandwidth "
+       "(mean of before and after) over the bytes one token must read: all weights but the embedding, and the filled "
+       "cache")
 
 
 def agreement(tokens: list[int], reference: list[int]) -> dict[str, int]:
@@ -45,7 +46,8 @@ def made(given: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
         return checkpoint, scratch / "model.glmc"
     source = json.loads((given.artifact / "manifest.json").read_text())["source"]
     if source != Checkpoint.open(checkpoint).digest():
-        raise UsageError("the artefact was compiled from another checkpoint", field="artifact", found=given.artifact.name)
+        raise UsageError("the artefact was compiled from another checkpoint", field="artifact",
+                         found=given.artifact.name)
     return checkpoint, given.artifact
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging
 
 import glmc
 from glmc.published import Explicit
@@ -121,4 +122,5 @@ class WholeAoti:
 
 def published_model(checkpoint: Path) -> torch.nn.Module:
     """transformers' own class with the checkpoint's weights, in bfloat16, attention `sdpa`."""
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, attn_implementation="sdpa").eval()

@@ -18,10 +18,11 @@ from report import Report, default_out
 
 BAR = 0.5
 PHASES = ("imports", "open", "weights", "code", "first_token")
-HOW = ("each sample is a fresh process that imports torch and glmc, then times glmc.load and the first greedy token of a "
-       "32-token prompt. imports: glmc's runtime modules; open: manifest and list of files; weights: the program, then "
-       "weights read and compared with their digests; code: libraries compared and loaded, cache allocated; first_token: "
-       "prefill and sample. Every file of the artefact is read before each sample, so the page cache is warm")
+HOW = ("each sample is a fresh process that imports torch and glmc, then times glmc.load and the first greedy token "
+       "of a 32-token prompt. imports: glmc's runtime modules; open: manifest and list of files; weights: the "
+       "program, then weights read and compared with their digests; code: libraries compared and loaded, cache "
+       "allocated; first_token: prefill and sample. Every file of the artefact is read before each sample, so the "
+       "page cache is warm")
 
 
 def child(artifact: Path) -> None:
@@ -30,12 +31,12 @@ def child(artifact: Path) -> None:
 
     import glmc
 
-    prompt = [(37 * i + 11) % 1000 for i in range(32)]
     began = time.perf_counter()
     importlib.import_module("glmc.runtime.session")
     imported = time.perf_counter()
     model = glmc.load(artifact)
     loaded = time.perf_counter()
+    prompt = [(37 * i + 11) % model.dims["vocabulary"] for i in range(32)]
     answer = model.generate(prompt, max_new_tokens=1)
     ended = time.perf_counter()
     inside = model.timings

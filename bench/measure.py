@@ -23,7 +23,7 @@ STEADY = 0.15
 
 
 def machine() -> dict[str, Any]:
-    """CPU model and flags, cores this process may use, memory in bytes, operating system, Python and package versions."""
+    """CPU model and flags, cores this process may use, memory in bytes, system, Python and package versions."""
     return {"cpu": _cpu_model(), "cpu_flags": cpu_flags(), "arch": platform.machine(),
             "cores": len(os.sched_getaffinity(0)), "memory_bytes": _memory_bytes(),
             "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
@@ -94,7 +94,8 @@ def read_bandwidth(nbytes: int = 1 << 29, rounds: int = 9) -> dict[str, Any]:
     whole = torch.ones(nbytes // 4)
     matrix, vector = whole.view(-1, 4096), torch.ones(4096)
     ways = {"sum": lambda: whole.sum(), "matrix_vector": lambda: torch.mv(matrix, vector)}
-    found = {name: summary([whole.nbytes / s / 1e9 for s in seconds_of(call, rounds)], 2) for name, call in ways.items()}
+    found = {name: summary([whole.nbytes / s / 1e9 for s in seconds_of(call, rounds)], 2)
+             for name, call in ways.items()}
     return {"gb_per_second": max(f["median"] for f in found.values()), "bytes": whole.nbytes,
             "threads": torch.get_num_threads(), "ways": found}
 

@@ -19,10 +19,11 @@ from glmc.checkpoint.folder import Checkpoint
 
 BAR = 1.0
 IMPORTS = "import json, torch, transformers, fresh_process; print(json.dumps(fresh_process.own_memory()))"
-HOW = ("a random bfloat16 glm4, one safetensors file a layer, compiled in a fresh process, nothing cached. `main` is the "
-       "compiling process's VmHWM; `tree` the most PSS (pages shared by two processes counted once) of it and all its "
-       "children together, the region compilers and g++ among them, looked at every 20 ms. Taken off: VmRSS of a fresh "
-       "process after `import torch, transformers`, and the weights of the largest decoder layer. GB are 1e9 bytes")
+HOW = ("a random bfloat16 glm4, one safetensors file a layer, compiled in a fresh process, nothing cached. `main` is "
+       "the compiling process's VmHWM; `tree` the most PSS (pages shared by two processes counted once) of it and "
+       "all its children together, the region compilers and g++ among them, looked at every 20 ms. Taken off: VmRSS "
+       "of a fresh process after `import torch, transformers`, and the weights of the largest decoder layer. GB are "
+       "1e9 bytes")
 
 
 def largest_layer(checkpoint: Path) -> int:

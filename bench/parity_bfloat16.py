@@ -16,9 +16,9 @@ BAR = 2.0
 WIDER = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
          "intermediate_size": 512, "vocab_size": 1000}
 WIDER_EXPERTS = {"moe_intermediate_size": 128, "n_routed_experts": 16, "num_experts_per_tok": 4}
-HOW = ("random checkpoints, every parameter drawn from a seed, bfloat16. The reference is transformers in float64 with the "
-       "same (bfloat16) weights; an error is |logit - reference|, most and mean over all prompts; a figure is glmc's "
-       "error over transformers' bfloat16 error, the median over the seeds")
+HOW = ("random checkpoints, every parameter drawn from a seed, bfloat16. The reference is transformers in float64 "
+       "with the same (bfloat16) weights; an error is |logit - reference|, most and mean over all prompts; a figure "
+       "is glmc's error over transformers' bfloat16 error, the median over the seeds")
 
 
 def configs(family: str, sizes: list[str]) -> dict[str, dict[str, Any]]:

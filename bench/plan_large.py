@@ -1,4 +1,4 @@
-"""`glmc plan` on the 92-layer GLM-4.5 configuration, in a fresh process: seconds, peak memory, regions, promises kept."""
+"""`glmc plan` on the 92-layer GLM-4.5 configuration in a fresh process: seconds, memory, regions, promises kept."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from measure import summary
 from report import ROOT, Report, default_out
 
 SECONDS, BYTES, REGIONS = 60.0, 2.0, 6
-HOW = ("`python -m glmc plan CONFIG --json`, each round in a fresh process, imports included; memory is ru_maxrss from "
-       "wait4, in GB of 1e9 bytes; the figures are the worst of the rounds")
+HOW = ("`python -m glmc plan CONFIG --json`, each round in a fresh process, imports included; memory is ru_maxrss "
+       "from wait4, in GB of 1e9 bytes; the figures are the worst of the rounds")
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ class Ledger:
                 proved = row.proved.get(scope, 0)
                 if proved < count:
                     miss = nearest.get(row.fusion, {}).get(scope, "no step resembles it")
-                    broken.append((f"{scope} promises {count} `{row.fusion}`, proved {proved}\n  nearest: {miss}"))
+                    broken.append(f"{scope} promises {count} `{row.fusion}`, proved {proved}\n  nearest: {miss}")
         if broken:
             shown = "\n".join(broken[:4]) + (f"\n... and {len(broken) - 4} more" if len(broken) > 4 else "")
             raise PromiseBroken(shown)
@@ -78,6 +78,12 @@ class Ledger:
         return [f"{row.fusion}: {scope} proved {count}, promised {row.expected.get(scope, 0)}"
                 for row in self.rows.values() for scope, count in row.proved.items()
                 if count > row.expected.get(scope, 0)]
+
+    def text(self) -> str:
+        """One line a fusion that is expected or found."""
+        return "\n".join(
+            f"{r.fusion}: expected {sum(r.expected.values())}, proved {sum(r.proved.values())}, taken {r.taken}, "
+            f"refused {len(r.refused)}" for _, r in sorted(self.rows.items()) if r.expected or r.proved)
 
     def to_json(self) -> list[dict[str, Any]]:
         return [self.rows[name].to_json() for name in sorted(self.rows)]

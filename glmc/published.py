@@ -107,10 +107,10 @@ def trace_model(module: nn.Module, dtype: torch.dtype, layers: int, kv_heads: in
     def cache() -> torch.Tensor:
         return torch.zeros(rows, slots, kv_heads, head_dim, dtype=dtype, device="meta")
 
-    b, s, l = (torch.export.Dim(letter, min=2, max=1 << 20) for letter in "BSL")
+    b, s, length = (torch.export.Dim(letter, min=2, max=1 << 20) for letter in "BSL")
     args = (whole, whole.clone(), torch.zeros(slots, dtype=torch.int64, device="meta"),
             [(cache(), cache()) for _ in range(layers)])
-    dynamic = ({0: b, 1: s}, {0: b, 1: s}, {0: l}, [({0: b, 1: l}, {0: b, 1: l})] * layers)
+    dynamic = ({0: b, 1: s}, {0: b, 1: s}, {0: length}, [({0: b, 1: length}, {0: b, 1: length})] * layers)
     traced = trace(Explicit(module), args, dynamic)
     names = {n.name: n.meta["val"] for n in traced.graph.nodes if n.op == "placeholder" and n.name in traced.inputs[:3]}
     ids, slot = names[traced.inputs[0]], names[traced.inputs[2]]

@@ -25,6 +25,7 @@ from glmc.passes.tidy import tidy
 from glmc.program import Program
 from glmc.target import Target
 from glmc.trace import Trace
+from glmc.trail import Trail
 
 Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,11 +60,21 @@ def dtype_of(config: dict[str, Any], asked: str) -> str:
     return said
 
 
-def find_sites(trace: Trace) -> list[Found]:
+def find_sites(trace: Trace, trail: Trail) -> list[Found]:
     """Tidy the traced graph and find the proved sites of every fusion."""
-    tidy(trace.graph)
-    matcher = Matcher()
-    return [matcher.find(fusion, trace.graph) for fusion in all_fusions()]
+    trail.graph("traced", trace.graph)
+    began = time.perf_counter()
+    counts = tidy(trace.graph)
+    trail.say(2, f"tidy {time.perf_counter() - began:.3f} s: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    trail.graph("tidy", trace.graph)
+    matcher, found = Matcher(), []
+    for fusion in all_fusions():
+        began = time.perf_counter()
+        found.append(matcher.find(fusion, trace.graph))
+        trail.say(2, f"match {fusion.name} {time.perf_counter() - began:.3f} s: {len(found[-1].sites)} sites")
+        for miss in found[-1].misses.values():
+            trail.say(3, f"  near miss at {miss.sentence()}")
+    return found
 
 
 def make_ledger(found: list[Found], promises: dict[str, dict[str, int]]) -> Ledger:
@@ -108,11 +119,14 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     trace, symbols = published.trace_model(module, DTYPES[name], dims.layers, dims.kv_heads, dims.head_dim)
     lap("trace")
     progress("match", 0, 1)
-    found = find_sites(trace)
+    trail = Trail()
+    found = find_sites(trace, trail)
     ledger = make_ledger(found, family.promises(dims))
     decisions = choose([s for f in found for s in f.sites], trace.graph, target)
     record(ledger, decisions)
     rewrite(trace.graph, [d.site for d in decisions if d.reason is None])
+    trail.graph("rewritten", trace.graph)
+    trail.say(1, ledger.text())
     program = outline(trace, symbols)
     lap("match")
     weights = {n.removeprefix("weight:"): (spec.dtype, spec.shape)

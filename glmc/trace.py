@@ -5,7 +5,9 @@ Models and the references of fusions go through this file and through the same t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,13 +41,25 @@ class _Function(nn.Module):
         return self.function(*args, **self.scalars)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cyclic garbage collection meanwhile: walking the growing graph again and again is a quarter of a large trace."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
 def trace(module: nn.Module, args: tuple, dynamic: Any = None) -> Trace:
     """Trace `module(*args)` without gradients by non-strict `torch.export`.
 
     args: sample tensors, or nested lists of them, on any device (meta costs no memory).
     dynamic: for each argument, {dimension: torch.export.Dim} or None, nested as the arguments are.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _uncollected():
         exported = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
     result = Trace(exported.graph)
     for spec in exported.graph_signature.input_specs:

@@ -2,7 +2,8 @@
 
 A reference is a plain torch function. Each tensor parameter is annotated with its dims ("B S H D"; "..." stands for any
 leading dims); keyword-only parameters are scalars, recovered from the model. Samples give the dims and scalars at which the
-reference is traced twice: a literal that differs between the traces is a hole, one that agrees is a fact.
+reference is traced twice: a literal that differs between the traces is a hole, one that agrees is a fact. Where some
+sizes make the tracer write other steps (a slice that takes everything is none), a further pair of samples shows them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Fusion:
     """A piece of maths declared once. `also` holds other spellings of the same numbers, tested equal before they match."""
 
     reference: Callable
-    samples: tuple[dict[str, Any], dict[str, Any]]
+    samples: tuple[dict[str, Any], ...]
     where: tuple[Relation, ...] = ()
     also: tuple[Callable, ...] = ()
     name: str = field(init=False)
@@ -58,6 +59,11 @@ class Fusion:
         object.__setattr__(self, "tensors", tensors)
         object.__setattr__(self, "scalars", tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
         object.__setattr__(self, "name", self.reference.__module__.rsplit(".", 1)[1])
+
+    @property
+    def spellings(self) -> tuple[Callable, ...]:
+        """The reference, then its other spellings."""
+        return (self.reference, *self.also)
 
     def sample(self, which: int, dtype: torch.dtype, device: str = "meta") -> tuple[list[torch.Tensor], dict[str, Any]]:
         """Tensors (uninitialised on meta, normal elsewhere) and scalars of sample `which`."""

@@ -1,6 +1,6 @@
 """Find a fusion's reference in a tidy graph and prove each find: the reference traced at the site gives the same steps.
 
-The pattern is the reference, traced twice. Matching is structural with holes open; a find becomes a site only when the
+A pattern is the reference, traced twice. Matching is structural with holes open; a find becomes a site only when the
 reference, traced again at the site's own shapes, dtypes and scalars, unifies with the matched nodes with every literal
 closed. What comes nearest without matching is kept as a `Miss`, with the first step that differs.
 """
@@ -72,10 +72,10 @@ def place_of(node: fx.Node) -> str:
     return path.removeprefix("model.")
 
 
-def _pattern(fusion: Fusion, spelling, dtype: torch.dtype) -> fx.Graph:
-    """The reference traced at both samples, tidied; literals that differ become holes."""
+def _pattern(fusion: Fusion, spelling, pair: int, dtype: torch.dtype) -> fx.Graph:
+    """A spelling traced at samples `pair` and `pair` + 1, tidied; literals that differ become holes."""
     traces = []
-    for which in (0, 1):
+    for which in (pair, pair + 1):
         tensors, scalars = fusion.sample(which, dtype)
         traced = trace_function(spelling, tensors, scalars)
         tidy(traced.graph)
@@ -114,7 +114,8 @@ class Matcher:
     def _pattern_of(self, fusion: Fusion, dtype: torch.dtype) -> list[fx.Graph]:
         key = (fusion.name, dtype)
         if key not in self._patterns:
-            self._patterns[key] = [_pattern(fusion, s, dtype) for s in (fusion.reference, *fusion.also)]
+            self._patterns[key] = [_pattern(fusion, spelling, pair, dtype) for pair in range(0, len(fusion.samples), 2)
+                                   for spelling in fusion.spellings]
         return self._patterns[key]
 
     def _attempt(self, fusion: Fusion, number: int, pattern: fx.Graph, node: fx.Node, found: Found) -> Site | None:
@@ -135,6 +136,9 @@ class Matcher:
             return missed(steps, f"scalars {', '.join(fusion.scalars)}", f"recovered {scalars}")
         outputs = tuple(unifier.bound[o] for o in outputs_of(pattern))
         inner = frozenset(unifier.bound[n] for n in pattern.nodes if n.op == "call_function")
+        both = next((t for t in tensors.values() if t in inner), None)
+        if both is not None:
+            return missed(steps, "inputs from outside", f"{both.name} is both an input and a step")
         for n in inner - set(outputs):
             outside = [user for user in n.users if user not in inner]
             if outside:
@@ -156,14 +160,14 @@ class Matcher:
     def _retrace(self, fusion: Fusion, number: int, site: Site) -> fx.Graph:
         """The reference traced at the site's real shapes, dtypes and scalars: symbolic dims stay symbolic."""
         values = [n.meta["val"] for n in site.tensors.values()]
-        key = (fusion.name, number, tuple(site.scalars.items()),
+        spelling = fusion.spellings[number % len(fusion.spellings)]
+        key = (fusion.name, spelling, tuple(site.scalars.items()),
                tuple((v.dtype, tuple(str(s) for s in v.shape)) for v in values))
         if key not in self._proofs:
             sizes = _Sizes()
             tensors = [torch.empty([sizes.concrete(s) for s in v.shape], dtype=v.dtype, device="meta") for v in values]
             free = torch.export.Dim.DYNAMIC
             dynamic = [{i: free for i, s in enumerate(v.shape) if isinstance(s, torch.SymInt)} for v in values]
-            spelling = (fusion.reference, *fusion.also)[number]
             traced = trace_function(spelling, tensors, site.scalars, dynamic if any(dynamic) else None)
             tidy(traced.graph)
             self._proofs[key] = traced.graph

@@ -41,8 +41,7 @@ class _Outliner:
         (self.result,) = returned if isinstance(returned, (list, tuple)) else (returned,)
 
     def program(self) -> Program:
-        keys = sorted(self.pieces, key=lambda k: ("embed", "layer", "head").index(k.split(".")[0]) * 10**6
-                      + int((k.split(".") + ["0"])[1]))
+        keys = sorted(self.pieces, key=_order)
         steps = tuple(self._step(key) for key in keys)
         program = Program(self.regions, steps, self.values[self.result])
         program.check()
@@ -114,6 +113,11 @@ class _Outliner:
         for inner in node.all_input_nodes:
             self._size(inner, outside, names, body)
         body.append(line(node, names))
+
+
+def _order(key: str) -> tuple[int, int]:
+    kind, _, layer = key.partition(".")
+    return ("embed", "layer", "head").index(kind), int(layer or 0)
 
 
 def _is_size(node: fx.Node) -> bool:

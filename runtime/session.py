@@ -12,7 +12,7 @@ import torch
 
 from glmc import machine
 from glmc.artifact import Artifact
-from glmc.errors import DamagedArtifact, IncompatibleArtifact, NumericError, RequestOutOfBounds
+from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds
 from glmc.program import FORMS, Program, Region
 from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.memory import Cache
@@ -98,7 +98,9 @@ class Model:
 
     def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
         slots = max(2, int(positions.max()) + 1)
-        named = {"input:input_ids": tokens, "input:positions": positions, "input:slots": torch.arange(slots)}
+        # Compiled code takes the strides of contiguous tensors for granted.
+        named = {"input:input_ids": tokens.contiguous(), "input:positions": positions.contiguous(),
+                 "input:slots": torch.arange(slots)}
         for name, view in self.cache.views(row, len(tokens), slots).items():
             named[f"cache:{name}"] = view
         with torch.no_grad():
@@ -176,8 +178,3 @@ def _compatible(manifest: dict[str, Any], folder: Path) -> None:
                                    expected=torch.__version__, found=manifest["torch"])
     machine.check(manifest["machine"], folder)
 
-
-def finite(logits: torch.Tensor, step: int) -> None:
-    """Raise NumericError where a logit is NaN or infinite."""
-    if not bool(torch.isfinite(logits).all()):
-        raise NumericError("a logit is not finite", field=f"step {step}")

@@ -37,7 +37,7 @@ class Steps:
             release = tuple(n for n in dict.fromkeys(step.inputs) if n.startswith("value:") and n not in needed)
             needed.update(release)
             inputs, holes, rows = [], [], []
-            for position, (name, (local, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
+            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
                 if role == "weight":
                     inputs.append(self._weight(weights, name.removeprefix("weight:"), spec))
                     continue

@@ -9,7 +9,7 @@ from glmc.passes.declare import Fusion
 from glmc.passes.fusions import rms_norm
 
 
-def reference(residual: "... H", x: "... H", weight: "H", *, eps):  # noqa: F722, F821
+def reference(residual: "... H", x: "... H", weight: H, *, eps):  # noqa: F722, F821
     total = residual + x
     return rms_norm.reference(total, weight, eps=eps), total
 

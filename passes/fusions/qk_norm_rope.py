@@ -9,13 +9,13 @@ from glmc.passes.declare import Fusion
 from glmc.passes.fusions import rms_norm, rope_half
 
 
-def reference(x: "B S H D", weight: "D", cos: "B 1 S R", sin: "B 1 S R", *, eps):  # noqa: F722, F821
+def reference(x: "B S H D", weight: D, cos: "B 1 S R", sin: "B 1 S R", *, eps):  # noqa: F722, F821
     normed = rms_norm.reference(x, weight, eps=eps)
     return rope_half.reference(normed.transpose(1, 2), cos, sin)
 
 
 fusion = Fusion(
     reference,
-    samples=tuple({**s, "eps": e} for s, e in zip(rope_half.fusion.samples, (0.125, 0.25), strict=True)),
+    samples=tuple({**s, "eps": 0.125 + 0.125 * (i % 2)} for i, s in enumerate(rope_half.fusion.samples)),
     where=rope_half.fusion.where,
 )

@@ -13,7 +13,7 @@ import torch
 from glmc.passes.declare import Fusion
 
 
-def reference(x: "... H", weight: "H", *, eps):  # noqa: F722, F821
+def reference(x: "... H", weight: H, *, eps):  # noqa: F722, F821
     wide = x.to(torch.float32)
     variance = wide.pow(2).mean(-1, keepdim=True)
     return weight * (wide * torch.rsqrt(variance + eps)).to(x.dtype)

@@ -12,7 +12,7 @@ import torch
 from glmc.passes.declare import Fusion, at_most, even
 
 
-def reference(x: "B H S D", cos: "B 1 S R", sin: "B 1 S R"):  # noqa: F722, F821
+def reference(x: "B H S D", cos: "B 1 S R", sin: "B 1 S R"):  # noqa: F722
     width = cos.shape[-1]
     turn, keep = x[..., :width], x[..., width:]
     low, high = turn[..., : turn.shape[-1] // 2], turn[..., turn.shape[-1] // 2:]
@@ -22,6 +22,7 @@ def reference(x: "B H S D", cos: "B 1 S R", sin: "B 1 S R"):  # noqa: F722, F821
 
 fusion = Fusion(
     reference,
-    samples=({"B": 2, "S": 5, "H": 3, "D": 16, "R": 8}, {"B": 3, "S": 7, "H": 2, "D": 32, "R": 24}),
+    samples=({"B": 2, "S": 5, "H": 3, "D": 16, "R": 8}, {"B": 3, "S": 7, "H": 2, "D": 32, "R": 24},
+             {"B": 2, "S": 5, "H": 3, "D": 16, "R": 16}, {"B": 3, "S": 7, "H": 2, "D": 24, "R": 24}),
     where=(even("R"), at_most("R", "D")),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from house.source import ROOT, imported, python_files, text
+from house.source import imported, python_files, text
 
 EXAMPLES = python_files("examples")
 
@@ -40,7 +40,6 @@ def test_an_example_has_main(path):
     assert has_main(text(path)), f"{path}: put the work into main() and call it under `if __name__ == \"__main__\"`"
 
 
-@pytest.mark.skipif(not (ROOT / "tests/test_examples.py").exists(), reason="tests/test_examples.py is not written yet")
 @pytest.mark.parametrize("path", SCRIPTS)
 def test_an_example_is_run_by_a_test(path):
     assert named_in(path, [text(test) for test in TESTS]), f"no test names {path}: run it in tests/test_examples.py"
