@@ -1,0 +1,82 @@
+"""Outlining: equal layers share a region, regions take tensors only, and their text says everything."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+
+import models
+import pytest
+
+from glmc.program import Region
+from glmc.survey import survey
+from glmc.target import named
+
+
+@functools.cache
+def program(family: str, layers: int):
+    folder = models.scratch() / f"outline-{family}-{layers}"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(models.tiny_config(family, num_hidden_layers=layers)))
+    return survey(folder, named("fx"), "float32").program
+
+
+def calls(made, kind):
+    return [s.region for s in made.steps if made.regions[s.region].kind == kind]
+
+
+def test_layers_that_do_the_same_share_a_region():
+    made = program("glm4_moe", 4)
+    dense, *routed = calls(made, "layer")
+    assert len(routed) == 3
+    assert len(set(routed)) == 1
+    assert dense not in routed
+    assert len(calls(made, "embed")) == len(calls(made, "head")) == 1
+    assert made.calls() == 6
+
+
+def test_regions_do_not_grow_with_depth():
+    shallow, deep = program("glm", 2), program("glm", 7)
+    assert set(shallow.regions) == set(deep.regions)
+    assert deep.calls() == shallow.calls() + 5
+
+
+@pytest.mark.parametrize(("family", "layers"), [("glm", 2), ("glm4_moe", 4)])
+def test_a_region_is_its_text(family, layers):
+    for name, region in program(family, layers).regions.items():
+        text = region.text()
+        assert Region.parse(text) == region
+        assert Region.parse(text).text() == text
+        anonymous = Region(region.kind, region.inputs, region.outputs, region.body)
+        assert name == f"{region.kind}_{Region.digest(anonymous.text())}"
+
+
+@pytest.mark.parametrize(("family", "layers"), [("glm", 2), ("glm4_moe", 4)])
+def test_sizes_are_read_again_from_a_regions_own_inputs(family, layers):
+    seen = 0
+    for region in program(family, layers).regions.values():
+        inputs = {name: spec for name, _, spec in region.inputs}
+        for line in region.body:
+            found = re.fullmatch(r"size_([BSL])(?:_\d+)? = aten\.sym_size\.int\((\w+), (\d+)\)", line)
+            if "sym_size" in line:
+                assert found, line
+                assert inputs[found[2]].shape[int(found[3])] == found[1]
+                seen += 1
+        assert {s for spec in inputs.values() for s in spec.shape if isinstance(s, str)} <= {"B", "S", "L"}
+    assert seen
+
+
+def test_every_step_binds_its_own_layers_weights():
+    made = program("glm4_moe", 4)
+    for number, step in enumerate(s for s in made.steps if made.regions[s.region].kind == "layer"):
+        layers = {re.search(r"layers\.(\d+)\.", n)[1] for n in step.inputs if n.startswith("weight:")}
+        assert layers == {str(number)}
+        assert {f"cache:keys.{number}", f"cache:values.{number}"} <= set(step.inputs)
+
+
+def test_fused_ops_stand_in_the_text():
+    texts = "".join(r.text() for r in program("glm4_moe", 4).regions.values())
+    for op in ("qk_norm_rope", "add_rms_norm", "rms_norm", "silu_mul", "attention", "grouped_mm"):
+        assert f"glmc.{op}(" in texts
+    assert "model.layers" not in texts
