@@ -84,7 +84,7 @@ class Region:
                 raise SyntaxError("not a function")
             inputs = tuple((a.arg, *Spec.parse(ast.literal_eval(a.annotation))) for a in function.args.args)
             outputs = tuple(Spec.parse(t)[1] for t in ast.literal_eval(function.returns).split("; "))
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, TypeError, AttributeError) as error:
             raise DamagedArtifact("a region's text cannot be read", found=str(error)) from error
         return Region(function.name, inputs, outputs, tuple(ast.unparse(s) for s in function.body))
 

@@ -40,7 +40,7 @@ def resolve(name: str, machine: str) -> Callable:
     if space == "aten":
         packet, _, overload = rest.partition(".")
         found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-        if isinstance(found, torch._ops.OpOverload):
+        if overload and isinstance(found, torch._ops.OpOverload):
             return found
     raise DamagedArtifact("a region calls an op that is not known here", field=name)
 
@@ -55,7 +55,7 @@ class Bound:
         self._lines: list[tuple[Callable, Any, dict[str, Any], int, tuple[int, ...]]] = []
         parsed = [ast.parse(text).body[0] for text in region.body]
         for statement in parsed[:-1]:
-            call, name = statement.value, statement.targets[0].id
+            name, call = _line(statement)
             op = ast.unparse(call.func)
             args = [_value(a, slots) for a in call.args]
             kwargs = {k.arg: _value(k.value, slots) for k in call.keywords}
@@ -63,7 +63,7 @@ class Bound:
                 kwargs["device"] = device
             slots[name] = len(slots)
             self._lines.append((resolve((replace or {}).get(op, op), machine), args, kwargs, slots[name], ()))
-        self._returns = [slots[e.id] for e in parsed[-1].value.elts]
+        self._returns = _returned(parsed[-1:], slots)
         self._size = len(slots)
         self._release()
 
@@ -84,6 +84,22 @@ class Bound:
             for gone in release:
                 values[gone] = None
         return tuple(values[i] for i in self._returns)
+
+
+def _line(statement: ast.stmt) -> tuple[str, ast.Call]:
+    """`name = op(arguments)`, the form of every line but the last. Raises DamagedArtifact."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call) if all(k.arg for k in call.keywords):
+            return name, call
+    raise DamagedArtifact("a region holds a line that is no `name = op(arguments)`", found=ast.unparse(statement))
+
+
+def _returned(last: list[ast.stmt], slots: dict[str, int]) -> list[int]:
+    """The slots of `return (name, ...)`, the last line. Raises DamagedArtifact."""
+    match last:
+        case [ast.Return(value=ast.Tuple(elts=elts))] if all(getattr(e, "id", None) in slots for e in elts):
+            return [slots[e.id] for e in elts]
+    raise DamagedArtifact("a region does not end by returning a tuple of its values", found="".join(map(ast.unparse, last)))
 
 
 def _refs(tree: Any):
@@ -114,7 +130,9 @@ def _value(node: ast.expr, slots: dict[str, int]) -> Any:
     elif isinstance(node, ast.List):
         return [_value(e, slots) for e in node.elts]
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand, slots)
+        value = _value(node.operand, slots)
+        if isinstance(value, (int, float)):
+            return -value
     elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
         found = getattr(torch, node.attr, None)
         if isinstance(found, (torch.dtype, torch.memory_format)):

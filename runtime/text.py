@@ -11,7 +11,6 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
-from glmc.runtime.chat_template import render
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -143,6 +142,8 @@ class Text:
 
         messages, variables: see `chat_template.render`. Raises UsageError when there is no template or it fails.
         """
+        from glmc.runtime.chat_template import render  # jinja is slow to import, and raw prompts need none
+
         if self._template is None:
             raise UsageError("the checkpoint has no chat template", field="messages", hint="use `--raw`")
         text = render(self._template, messages, {**self.special_tokens, **(variables or {})})

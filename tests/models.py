@@ -33,6 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe-odd": ("glm4_moe", {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 14, "hidden_size": 45,
                                   "partial_rotary_factor": 0.43, "n_routed_experts": 7, "n_group": 1,
                                   "moe_intermediate_size": 17, "intermediate_size": 51, **_SHALLOW}),
+    "glm4_moe-full-rotary": ("glm4_moe", {"partial_rotary_factor": 1.0, "num_hidden_layers": 1}),
+    "glm4-full-rotary": ("glm4", {"partial_rotary_factor": 1.0, **_SHALLOW}),
     "glm4_moe-no-bias": ("glm4_moe", {"attention_bias": False, **_SHALLOW}),
     "glm4_moe-tied": ("glm4_moe", {"tie_word_embeddings": True, **_SHALLOW}),
     "glm-tied-no-bias": ("glm", {"tie_word_embeddings": True, "attention_bias": False, **_SHALLOW}),

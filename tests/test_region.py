@@ -78,6 +78,8 @@ def test_values_are_let_go_when_nobody_needs_them():
     ("y = aten.neg.default(x.data)", "return (y,)"),
     ("y = aten.add.Tensor(x, [i for i in x])", "return (y,)"),
     ("y = aten.add.Tensor(x, 1 + 1)", "return (y,)"),
+    ("y = aten.neg.default(-x)", "return (y,)"),
+    ("y = aten.neg.default(-'x')", "return (y,)"),
     ("y = aten.to.dtype(x, torch.load)", "return (y,)"),
     ("y = aten.to.dtype(x, os.environ)", "return (y,)"),
     ("y = aten.neg.default(lambda: x)", "return (y,)"),

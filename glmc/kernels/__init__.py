@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from glmc.errors import UnknownName
 
@@ -32,6 +35,16 @@ class Op:
     def __call__(self, *args: Any, **scalars: Any) -> Any:
         """The op's plain CPU code: graphs that hold fused ops stay runnable."""
         return load(self.name, "cpu").run(*args, **scalars)
+
+
+def opaque(name: str, schema: str) -> Callable[[Callable], Callable]:
+    """Register a CPU function as the torch op `glmc::NAME`, which compilers call but do not look into.
+
+    schema: its signature, "(Tensor x) -> Tensor". The plain library interface, since `torch.library.custom_op` imports
+    dynamo at its first call: a second of a loaded artefact's first token.
+    """
+    torch.library.define(f"glmc::{name}", schema)
+    return torch.library.impl(f"glmc::{name}", "CPU")
 
 
 _OPS: dict[str, Op] = {}

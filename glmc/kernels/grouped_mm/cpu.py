@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from glmc.kernels import opaque
+
 
 def accepts(site) -> str | None:
     return None
 
 
-@torch.library.custom_op("glmc::grouped_mm", mutates_args=())
+@opaque("grouped_mm", "(Tensor x, Tensor weight, Tensor ends) -> Tensor")
 def _grouped_mm(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     out = x.new_empty(x.shape[0], weight.shape[2])
     start = 0
@@ -20,7 +22,7 @@ def _grouped_mm(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> to
     return out
 
 
-@_grouped_mm.register_fake
+@torch.library.register_fake("glmc::grouped_mm")
 def _(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     return x.new_empty(x.shape[0], weight.shape[2])
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from glmc.kernels import opaque
+
 _BLOCK = 512  # output rows widened at a time; measured flat from 256 to 1024
 
 
@@ -18,7 +20,7 @@ def accepts(site) -> str | None:
     return None
 
 
-@torch.library.custom_op("glmc::linear_rows", mutates_args=())
+@opaque("linear_rows", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 def _linear_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return functional.linear(x, weight, bias)
@@ -35,7 +37,7 @@ def _linear_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-@_linear_rows.register_fake
+@torch.library.register_fake("glmc::linear_rows")
 def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
