@@ -15,11 +15,15 @@ import glmc
 
 HERE = Path(__file__).parent
 PROMPTS = ("In the beginning God created", "And it came to pass, that when the king")
+SAID: list[str] = []
 
 
 def progress(stage: str, done: int, total: int) -> None:
-    if done in (0, total):
-        print(f"  {stage}: {done} of {total}", file=sys.stderr)
+    """One line a stage, when it is done."""
+    line = f"  {stage}: {total}"
+    if done == total and line not in SAID:
+        SAID.append(line)
+        print(line, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:

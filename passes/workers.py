@@ -7,10 +7,12 @@ everything it depends on: the region's text, form, bounds, torch, CPU, and the s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,11 +41,12 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
     queue: SimpleQueue[Job] = SimpleQueue()
     for job in jobs:
         queue.put(job)
-    finished, failed = [], []
+    finished, failed, workers = [], [], []
     outs = {job: folder / f"{job[0].name}.{job[1]}.so" for job in jobs}
 
     def serve() -> None:
         with _Worker() as worker:
+            workers.append(worker)
             while not failed:
                 try:
                     job = queue.get_nowait()
@@ -59,12 +62,20 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(os.cpu_count() or 1, len(jobs)))]
     for thread in threads:
         thread.start()
-    while any(t.is_alive() for t in threads):
-        done(len(finished))
-        for thread in threads:
-            thread.join(timeout=0.2)
+    try:
+        while any(t.is_alive() for t in threads):
+            done(len(finished))
+            for thread in threads:
+                thread.join(timeout=0.2)
+    except BaseException as error:  # an interrupt: no compiler may go on behind it
+        failed.append((None, error))
+        for worker in workers:
+            worker.stop()
+        raise
     if failed:
         (region, form), error = failed[0]
+        if isinstance(error, OSError):
+            raise error
         raise InternalError(f"a region could not be compiled: {error}", field=f"{region.name}.{form}")
     done(len(finished))
     for job in jobs:
@@ -81,16 +92,22 @@ class _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
             self._log.close()
+
+    def stop(self) -> None:
+        """Kill the process and the compilers it started."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def run(self, region: Region, form: str, bounds: lower.Bounds, out: Path) -> None:
         if self._process is None:
             self._log = tempfile.TemporaryFile("w+")  # a file, since a full pipe would stop the compiler
             self._process = subprocess.Popen([sys.executable, "-m", "glmc.passes.workers"], text=True,
-                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+                                             start_new_session=True)
         job = {"text": region.text(), "form": form, "max_batch": bounds.max_batch, "max_len": bounds.max_len,
                "out": str(out)}
         try:
@@ -103,6 +120,8 @@ class _Worker:
             self._log.seek(0)
             raise InternalError(f"the compiling process ended: {self._log.read()[-2000:]}")
         said = json.loads(answer)
+        if said.get("full"):
+            raise OSError(errno.ENOSPC, "no space left while compiling a region", str(out))
         if "error" in said:
             raise InternalError(said["error"])
 
@@ -146,7 +165,8 @@ def main() -> None:
                                  Path(job["out"]))
             said = {"done": True}
         except Exception as error:  # whatever the compiler raises becomes the answer
-            said = {"error": f"{type(error).__name__}: {error}"}
+            text = f"{type(error).__name__}: {error}"
+            said = {"error": text, "full": "No space left on device" in text}
         answers.write(json.dumps(said) + "\n")
         answers.flush()
 
