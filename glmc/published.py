@@ -14,6 +14,7 @@ A new token sees slot j when j <= its own position, so rows of unequal length ne
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -64,6 +65,12 @@ class Explicit(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        for module in model.modules():
+            plain = getattr(type(module).forward, "__wrapped__", None)
+            if plain is not None and hasattr(module, "inv_freq"):
+                # Published under `torch.no_grad()`, as the whole trace is: the decorator would split the exported graph
+                # and join it again, a tenth of a large trace.
+                module.forward = MethodType(plain, module)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor,
                 caches: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

@@ -80,7 +80,8 @@ def compile_region(region: Region, form: str, bounds: Bounds, out: Path) -> None
     options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
     if FORMS[form].get("S") == 1:
         # Rows must be finished before a product reads them: inlined, a norm would be computed once an output row.
-        options |= {"realize_opcount_threshold": 0, "realize_reads_threshold": 0}
+        # And loops over one row are not worth a second thread: each would cost a barrier.
+        options |= {"realize_opcount_threshold": 0, "realize_reads_threshold": 0, "cpp.min_chunk_size": 8192}
     with tempfile.TemporaryDirectory(prefix="glmc-region-") as scratch:
         target = os.path.join(scratch, "region.so")
         made = torch._inductor.aot_compile(

@@ -125,9 +125,11 @@ class Matcher:
 
         def missed(agreed: int, reference: str, model: str) -> None:
             found.keep(Miss(fusion.name, place, agreed, steps, reference, model))
+            return None
 
         if not unifier.match(outputs_of(pattern)[0], node):
-            return missed(unifier.furthest, *unifier.disagreement)
+            known = found.misses.get(place)
+            return missed(unifier.furthest, *unifier.disagreement) if known is None or unifier.furthest > known.agreed else None
         names = list(fusion.tensors)
         placeholders = [n for n in pattern.nodes if n.op == "placeholder"]
         tensors = {name: unifier.bound[p] for name, p in zip(names, placeholders, strict=True)}

@@ -50,7 +50,13 @@ class Unifier:
         self.bound: dict[fx.Node, fx.Node] = {}
         self.scalars: dict[str, Any] = {}
         self.furthest = -1
-        self.disagreement = ("", "")
+        self._agreed = 0
+        self._differing: tuple[fx.Node | None, Any] = (None, None)
+
+    @property
+    def disagreement(self) -> tuple[str, str]:
+        """The step of the reference and what the model has in its place, where the attempt that went furthest ended."""
+        return tuple(_short(n) for n in self._differing)
 
     def bound_tensors(self) -> list[fx.Node | None]:
         """What the pattern's placeholders are bound to, in order."""
@@ -103,10 +109,11 @@ class Unifier:
 
     def _differ(self, step: fx.Node, node: Any) -> bool:
         """Remember the attempt that went furthest."""
-        agreed = sum(1 for n in self.bound if n.op == "call_function" and n is not step)
-        if agreed > self.furthest:
-            self.furthest = agreed
-            self.disagreement = (_short(step), _short(node))
+        agreed = len(self.bound)
+        if agreed > self._agreed or self.furthest < 0:
+            self._agreed = agreed
+            self.furthest = sum(1 for n in self.bound if n.op == "call_function" and n is not step)
+            self._differing = (step, node)
         return False
 
 

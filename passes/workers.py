@@ -67,8 +67,8 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
             done(len(finished))
             for thread in threads:
                 thread.join(timeout=0.2)
-    except BaseException as error:  # an interrupt: no compiler may go on behind it
-        failed.append((None, error))
+    except BaseException as interrupt:  # no compiler may go on behind it
+        failed.append((jobs[0], interrupt))
         for worker in workers:
             worker.stop()
         raise

@@ -75,11 +75,10 @@ class Model:
             raise RequestOutOfBounds("the prompt is longer than the artefact's bound", field=f"prompt[{row}]",
                                      expected=f"at most max_len = {self.max_len} tokens", found=len(ids),
                                      hint="compile with a larger --max-len")
-        worst = next((i for i in ids if isinstance(i, bool) or not isinstance(i, int)
-                      or not 0 <= i < self.dims["vocabulary"]), None)
-        if worst is not None:
+        wrong = [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.dims["vocabulary"]]
+        if wrong:
             raise RequestOutOfBounds("a token id is outside the vocabulary", field=f"prompt[{row}]",
-                                     expected=f"whole numbers from 0 to {self.dims['vocabulary'] - 1}", found=worst)
+                                     expected=f"whole numbers from 0 to {self.dims['vocabulary'] - 1}", found=str(wrong[0]))
 
     def check_rows(self, rows: int) -> None:
         """Raises RequestOutOfBounds for more rows than the artefact was compiled for."""

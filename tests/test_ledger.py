@@ -9,7 +9,8 @@ import pytest
 from glmc.errors import PromiseBroken
 from glmc.ledger import Ledger, scope_of
 
-PROMISES = {"model": {"rms_norm": 1}, "layers.0": {"rms_norm": 2, "silu_mul": 1, "rope_half": 0}, "layers.1": {"rms_norm": 2}}
+PROMISES = {"model": {"rms_norm": 1}, "layers.0": {"rms_norm": 2, "silu_mul": 1, "rope_half": 0},
+            "layers.1": {"rms_norm": 2}}
 KEPT = ["norm", "layers.0.input_layernorm", "layers.0.post", "layers.1.input_layernorm", "layers.1.post"]
 
 
@@ -60,7 +61,8 @@ def test_many_broken_promises_are_counted():
 def test_more_than_promised_is_a_note():
     ledger = made(norms=[*KEPT, "layers.1.third", "elsewhere"])
     ledger.check({})
-    assert sorted(ledger.surplus()) == ["rms_norm: layers.1 proved 3, promised 2", "rms_norm: model proved 2, promised 1"]
+    assert sorted(ledger.surplus()) == ["rms_norm: layers.1 proved 3, promised 2",
+                                        "rms_norm: model proved 2, promised 1"]
 
 
 def test_its_json_is_sorted_and_whole():

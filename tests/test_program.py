@@ -41,10 +41,10 @@ def test_a_text_that_is_no_region_is_damage(text):
         Region.parse(text)
 
 
-REGIONS = {"embed_1": Region("embed_1", (("ids", "value", Spec("int64", ("B", "S"))),), (Spec("float32", ("B", "S", 4)),),
-                             ("return (ids,)",)),
-           "head_1": Region("head_1", (("x", "value", Spec("float32", ("B", "S", 4))),), (Spec("float32", ("B", "S", 9)),),
-                            ("return (x,)",))}
+REGIONS = {"embed_1": Region("embed_1", (("ids", "value", Spec("int64", ("B", "S"))),),
+                             (Spec("float32", ("B", "S", 4)),), ("return (ids,)",)),
+           "head_1": Region("head_1", (("x", "value", Spec("float32", ("B", "S", 4))),),
+                            (Spec("float32", ("B", "S", 9)),), ("return (x,)",))}
 WHOLE = Program(REGIONS, (Step("embed_1", ("input:input_ids",), ("value:0",)),
                           Step("head_1", ("value:0",), ("value:1",), "last")), "value:1")
 

@@ -13,7 +13,8 @@ from glmc.program import Region
 from glmc.region import Bound, resolve
 
 HOSTILE = ["os.system", "builtins.eval", "builtins.exec", "eval", "torch.load", "operator.attrgetter", "operator.call",
-           "operator.methodcaller", "operator.setitem", "glmc.nothing", "glmc.__init__", "glmc...rms_norm", "glmc.rms_norm.cpu",
+           "operator.methodcaller", "operator.setitem", "glmc.nothing", "glmc.__init__", "glmc...rms_norm",
+           "glmc.rms_norm.cpu",
            "aten", "aten.add", "aten.add.Nothing", "aten.nothing.default", "aten.__class__.mro", "aten.add.__class__",
            "aten._dir.default", "prims.add.default", "transformers.x.default", "", ".", "glmc./rms_norm"]
 
@@ -30,7 +31,8 @@ def test_names_of_the_tables_resolve(name):
 
 
 def region(*lines):
-    return Region.parse('def head_1(x: "value float32 [B, S]") -> "float32 [B, S]":\n' + "".join(f"    {s}\n" for s in lines))
+    body = "".join(f"    {line}\n" for line in lines)
+    return Region.parse(f'def head_1(x: "value float32 [B, S]") -> "float32 [B, S]":\n{body}')
 
 
 def test_lines_run_in_order_and_every_literal_arrives():

@@ -36,11 +36,12 @@ def scalars(fusion: Fusion) -> dict[str, Any]:
     return dict.fromkeys(fusion.scalars, EPS)
 
 
-def normal(fusion: Fusion, sizes: dict[str, Any], dtype: torch.dtype, seed: int = 0, spread: float = 1.0,
-           ) -> list[torch.Tensor]:
+def normal(fusion: Fusion, sizes: dict[str, Any], dtype: torch.dtype, seed: int = 0,
+           spread: float = 1.0) -> list[torch.Tensor]:
     """Independent normal tensors on the CPU; the two halves of cos and sin differ."""
     generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(s, generator=generator, dtype=torch.float64) * spread).to(dtype) for s in shapes(fusion, sizes)]
+    return [(torch.randn(shape, generator=generator, dtype=torch.float64) * spread).to(dtype)
+            for shape in shapes(fusion, sizes)]
 
 
 def graph_of(function: Callable, tensors: list[torch.Tensor], values: dict[str, Any]) -> fx.Graph:

@@ -79,7 +79,8 @@ def test_a_site_across_a_cut_is_refused(overlapping):
         layer = 0 if node in norm.nodes else 1
         node.meta["nn_module_stack"] = {"x": (f"model.layers.{layer}", None)}
     decided = reasons(choose(sites, graph, CPU))
-    assert decided == {"qk_norm_rope": "crosses the cut between layer.0 and layer.1", "rms_norm": None, "rope_half": None}
+    assert decided == {"qk_norm_rope": "crosses the cut between layer.0 and layer.1",
+                       "rms_norm": None, "rope_half": None}
 
 
 def test_a_kernel_may_refuse_a_site_and_says_why(overlapping, monkeypatch):

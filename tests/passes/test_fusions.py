@@ -19,7 +19,8 @@ from glmc.passes.rewrite import rewrite
 
 NAMES = declare.names()
 DTYPES = (torch.float32, torch.bfloat16)
-EDGES = (0.0, -0.0, 1.0, -1.0, 2.0**-133, -(2.0**-126), 1e-38, 1 + 2.0**-7, 255.0, 256.0, 257.0, -88.0, -104.0, 65504.0, -1e4)
+EDGES = (0.0, -0.0, 1.0, -1.0, 2.0**-133, -(2.0**-126), 1e-38, 1 + 2.0**-7, 255.0, 256.0, 257.0, -88.0, -104.0, 65504.0,
+         -1e4)
 """Subnormals, the neighbours of one, where bfloat16 loses integers, and where float32's exponential overflows."""
 
 
@@ -93,7 +94,8 @@ def test_the_kernel_hides_no_nan(fusion, value):
     for hit in range(len(fusion.tensors)):
         tensors = traced.normal(fusion, traced.SIZES[1], torch.float32)
         tensors[hit].view(-1)[0] = value
-        results = [f(*tensors, **traced.scalars(fusion)) for f in (fusion.reference, kernels.load(fusion.name, "cpu").run)]
+        both = (fusion.reference, kernels.load(fusion.name, "cpu").run)
+        results = [f(*tensors, **traced.scalars(fusion)) for f in both]
         reference, kernel = (r if isinstance(r, tuple) else (r,) for r in results)
         for a, b in zip(reference, kernel, strict=True):
             assert torch.equal(a.isnan(), b.isnan())
