@@ -17,7 +17,7 @@ from measure import summary
 from report import Report, default_out
 
 BAR = 0.5
-PHASES = ("imports", "open", "weights", "code", "first_token")
+PHASES = ("imports", "open", "weights_and_code", "place", "first_token")
 HOW = ("each sample is a fresh process that imports torch and glmc, then times glmc.load and the first greedy token "
        "of a 32-token prompt. imports: glmc's runtime modules; open: manifest and list of files; weights: the "
        "program, then weights read and compared with their digests; code: libraries compared and loaded, cache "
@@ -42,8 +42,9 @@ def child(artifact: Path) -> None:
     inside = model.timings
     print(json.dumps({
         "total": ended - began, "imports": imported - began,
-        "open": loaded - imported - inside["weights"] - inside["code"], "weights": inside["weights"],
-        "code": inside["code"], "first_token": ended - loaded, "token": answer.token_ids,
+        "open": loaded - imported - inside["weights_and_code"] - inside["place"],
+        "weights_and_code": inside["weights_and_code"], "place": inside["place"], "first_token": ended - loaded,
+        "token": answer.token_ids,
         "threads": torch.get_num_threads()}))
 
 

@@ -1,6 +1,7 @@
 """A region's text as a function of tensors: each line becomes one call. Nothing in the text is evaluated as code.
 
-Ops come from closed tables: aten overloads, a few integer operators, and glmc's kernels for the machine at hand.
+Ops come from closed tables: the aten ops below, a few integer operators, and glmc's kernels for the machine at hand.
+A new model that needs another op adds its name here; until then neither the compiler nor the runtime takes it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from glmc.errors import DamagedArtifact
 from glmc.program import Region
 
 _OPERATORS = {name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")}
+ATEN = frozenset("""
+add addmm alias any arange argsort bitwise_and bitwise_not bitwise_or bmm cat chunk clamp clone contiguous cos cumsum div div_
+embedding empty empty_like eq exp expand flatten floor_divide full full_like gather ge gelu gt histc index index_add index_put
+index_put_ index_select layer_norm le linear log logical_and logical_not logical_or lt masked_fill matmul max maximum mean min
+minimum mm mul mul_ ne neg ones ones_like permute pow reciprocal relu repeat repeat_interleave reshape rms_norm rsqrt
+scaled_dot_product_attention scatter scatter_ select sigmoid silu sin slice softmax sort split split_with_sizes sqrt squeeze
+stack sub sum sym_size t tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zeros_like
+""".split())
 _FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
 
 
@@ -40,7 +49,7 @@ def resolve(name: str, machine: str) -> Callable:
     if space == "aten":
         packet, _, overload = rest.partition(".")
         found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-        if overload and isinstance(found, torch._ops.OpOverload):
+        if packet in ATEN and isinstance(found, torch._ops.OpOverload):
             return found
     raise DamagedArtifact("a region calls an op that is not known here", field=name)
 

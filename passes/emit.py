@@ -11,6 +11,7 @@ from torch import fx
 
 from glmc.errors import InternalError
 from glmc.kernels import Op
+from glmc.region import ATEN
 
 
 class Names:
@@ -39,7 +40,7 @@ def target_name(node: fx.Node) -> str:
     target = node.target
     if isinstance(target, Op):
         return f"glmc.{target.name}"
-    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and target._opname in ATEN:
         return str(target)
     if getattr(operator, getattr(target, "__name__", ""), None) is target:
         return f"operator.{target.__name__}"

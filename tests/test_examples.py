@@ -13,7 +13,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def run(*command: object, cwd: Path) -> str:
     """The script's standard output; its standard error is shown when it fails."""
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600, cwd=cwd, check=False)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600, cwd=cwd,
+                          check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -28,7 +29,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_demo_prints_ledger_and_text(artifact: tuple[Path, str]) -> None:
     out, printed = artifact
     assert (out / "manifest.json").is_file()
-    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.startswith("  ") and len(line.split()) == 5}
+    table = [line.split() for line in printed.splitlines() if line.startswith("  ")]
+    rows = {words[0]: words[1:] for words in table if len(words) == 5}
     assert rows["qk_norm_rope"] == ["8", "8", "8", "0"]
     assert rows["rms_norm"][:2] == ["17", "17"]
     assert "God" in printed

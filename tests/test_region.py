@@ -15,6 +15,7 @@ from glmc.region import Bound, resolve
 HOSTILE = ["os.system", "builtins.eval", "builtins.exec", "eval", "torch.load", "operator.attrgetter", "operator.call",
            "operator.methodcaller", "operator.setitem", "glmc.nothing", "glmc.__init__", "glmc...rms_norm",
            "glmc.rms_norm.cpu",
+           "aten.from_file.default", "aten.set_.source_Tensor", "aten.resize_.default",
            "aten", "aten.add", "aten.add.Nothing", "aten.nothing.default", "aten.__class__.mro", "aten.add.__class__",
            "aten._dir.default", "prims.add.default", "transformers.x.default", "", ".", "glmc./rms_norm"]
 
