@@ -44,7 +44,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
         wanted = _wanted(surveyed, buffers)
         leftover = check(checkpoint, wanted, surveyed.family.leftovers(surveyed.dims))
-        layout = [(name, _SAFETENSORS[d], list(shape)) for name, (d, shape) in surveyed.weights.items()]
+        layout = [(name, _SAFETENSORS[d], tuple(shape)) for name, (d, shape) in surveyed.weights.items()]
         files = checkpoint.extra_files()
         proofs = prove([d.site for d in surveyed.decisions if d.reason is None], machine)
         progress("prove", len(proofs), len(proofs))

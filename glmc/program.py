@@ -82,11 +82,18 @@ class Region:
             (function,) = ast.parse(text).body
             if not isinstance(function, ast.FunctionDef):
                 raise SyntaxError("not a function")
-            inputs = tuple((a.arg, *Spec.parse(ast.literal_eval(a.annotation))) for a in function.args.args)
-            outputs = tuple(Spec.parse(t)[1] for t in ast.literal_eval(function.returns).split("; "))
+            inputs = tuple((a.arg, *Spec.parse(_text(a.annotation))) for a in function.args.args)
+            outputs = tuple(Spec.parse(t)[1] for t in _text(function.returns).split("; "))
         except (SyntaxError, ValueError, TypeError, AttributeError) as error:
             raise DamagedArtifact("a region's text cannot be read", found=str(error)) from error
         return Region(function.name, inputs, outputs, tuple(ast.unparse(s) for s in function.body))
+
+
+def _text(annotation: ast.expr | None) -> str:
+    """The string that an annotation is. Raises ValueError."""
+    if not isinstance(annotation, ast.Constant) or not isinstance(annotation.value, str):
+        raise ValueError("a tensor's dtype and sizes are not written as text")
+    return annotation.value
 
 
 @dataclass(frozen=True)

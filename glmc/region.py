@@ -49,7 +49,7 @@ def resolve(name: str, machine: str) -> Callable:
     if space == "aten":
         packet, _, overload = rest.partition(".")
         found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-        if packet in ATEN and isinstance(found, torch._ops.OpOverload):
+        if overload and packet in ATEN and isinstance(found, torch._ops.OpOverload):
             return found
     raise DamagedArtifact("a region calls an op that is not known here", field=name)
 
@@ -67,7 +67,7 @@ class Bound:
             name, call = _line(statement)
             op = ast.unparse(call.func)
             args = [_value(a, slots) for a in call.args]
-            kwargs = {k.arg: _value(k.value, slots) for k in call.keywords}
+            kwargs: dict[str, Any] = {str(k.arg): _value(k.value, slots) for k in call.keywords}
             if op in _FACTORIES and device != "cpu":
                 kwargs["device"] = device
             slots[name] = len(slots)
@@ -107,7 +107,7 @@ def _returned(last: list[ast.stmt], slots: dict[str, int]) -> list[int]:
     """The slots of `return (name, ...)`, the last line. Raises DamagedArtifact."""
     match last:
         case [ast.Return(value=ast.Tuple(elts=elts))] if all(getattr(e, "id", None) in slots for e in elts):
-            return [slots[e.id] for e in elts]
+            return [slots[e.id] for e in elts if isinstance(e, ast.Name)]
     raise DamagedArtifact("a region does not end by returning a tuple of its values", found="".join(map(ast.unparse, last)))
 
 

@@ -129,7 +129,7 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     trail.say(1, ledger.text())
     program = outline(trace, symbols)
     lap("match")
-    weights = {n.removeprefix("weight:"): (spec.dtype, spec.shape)
+    weights = {n.removeprefix("weight:"): (spec.dtype, tuple(int(s) for s in spec.shape))
                for step in program.steps
                for n, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True)
                if role == "weight"}

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,7 +78,7 @@ def export(region: Region, form: str, bounds: Bounds, machine: str = "cpu"):
 def compile_region(region: Region, form: str, bounds: Bounds, out: Path) -> None:
     """Compile the region in one form with AOTInductor and put the shared library at `out`."""
     exported, inputs = export(region, form, bounds)
-    options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    options: dict[str, Any] = {"aot_inductor.compile_wrapper_opt_level": "O0"}
     if FORMS[form].get("S") == 1:
         # Rows must be finished before a product reads them: inlined, a norm would be computed once an output row.
         # And loops over one row are not worth a second thread: each would cost a barrier.

@@ -30,6 +30,7 @@ def outline(trace: Trace, symbols: dict[str, str]) -> Program:
 class _Outliner:
     def __init__(self, trace: Trace, symbols: dict[str, str]) -> None:
         self.trace, self.graph, self.symbols = trace, trace.graph, symbols
+        self.result: fx.Node
         self.regions: dict[str, Region] = {}
         self.values: dict[fx.Node, str] = {}
         owner = region_of(trace.graph)
@@ -37,7 +38,7 @@ class _Outliner:
         for node, key in owner.items():
             self.pieces.setdefault(key, []).append(node)
         self.owner = owner
-        returned = trace.graph.output_node().args[0]
+        returned: Any = trace.graph.output_node().args[0]
         (self.result,) = returned if isinstance(returned, (list, tuple)) else (returned,)
 
     def program(self) -> Program:

@@ -89,7 +89,7 @@ def prove(sites: list[Site], target: Target) -> list[Proof]:
         distinct.setdefault((site.fusion, shapes, tuple(site.scalars.items())), []).append(site)
     proofs = []
     for (fusion, shapes, scalars), group in distinct.items():
-        worst = (0.0, 0.0, 0.0)
+        worst: tuple[float, ...] = (0.0, 0.0, 0.0)
         for seed, spread in enumerate((1.0, 1e-3, 30.0)):
             worst = tuple(map(max, worst, _errors(group[0], _inputs(group[0], seed, spread), target)))
         kernel, plain, step = worst

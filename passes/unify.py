@@ -38,7 +38,7 @@ class Hole:
 
 def outputs_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
     """The nodes that a traced reference returns."""
-    out = graph.output_node().args[0]
+    out: Any = graph.output_node().args[0]
     return tuple(out) if isinstance(out, (list, tuple)) else (out,)
 
 
@@ -56,7 +56,8 @@ class Unifier:
     @property
     def disagreement(self) -> tuple[str, str]:
         """The step of the reference and what the model has in its place, where the attempt that went furthest ended."""
-        return tuple(_short(n) for n in self._differing)
+        step, node = self._differing
+        return _short(step), _short(node)
 
     def bound_tensors(self) -> list[fx.Node | None]:
         """What the pattern's placeholders are bound to, in order."""

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 
@@ -41,7 +42,9 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
     queue: SimpleQueue[Job] = SimpleQueue()
     for job in jobs:
         queue.put(job)
-    finished, failed, workers = [], [], []
+    finished: list[Job] = []
+    failed: list[tuple[Job, BaseException]] = []
+    workers: list[_Worker] = []
     outs = {job: folder / f"{job[0].name}.{job[1]}.so" for job in jobs}
 
     def serve() -> None:
@@ -163,7 +166,7 @@ def main() -> None:
         try:
             lower.compile_region(Region.parse(job["text"]), job["form"], lower.Bounds(job["max_batch"], job["max_len"]),
                                  Path(job["out"]))
-            said = {"done": True}
+            said: dict[str, Any] = {"done": True}
         except Exception as error:  # whatever the compiler raises becomes the answer
             text = f"{type(error).__name__}: {error}"
             said = {"error": text, "full": "No space left on device" in text}

@@ -31,6 +31,7 @@ class Rows(Cache):
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.lengths: list[int] = []
+        self.holder = 0
         self.seen = 0
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
@@ -70,6 +71,7 @@ class GlmcForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _first(self, input_ids: torch.Tensor, known: torch.Tensor, rows: Rows) -> torch.Tensor:
         logits = torch.zeros(*input_ids.shape, self.inner.dims["vocabulary"])
+        rows.holder = self.inner.take_cache()
         for row, (ids, mask) in enumerate(zip(input_ids, known.bool(), strict=True)):
             kept = ids[mask].tolist()
             self.inner.check_ids(kept, row)
@@ -88,18 +90,20 @@ class GlmcForCausalLM(PreTrainedModel, GenerationMixin):
         if max(rows.lengths) >= self.inner.max_len:
             raise RequestOutOfBounds("a row is longer than the artefact's bound", field="max_new_tokens",
                                      expected=f"at most max_len = {self.inner.max_len} tokens a row")
+        self.inner.check_cache(rows.holder)
         for row, token in enumerate(input_ids[:, 0].tolist()):
             self.inner.check_ids([token], row)
         logits = self.inner.advance(input_ids, torch.tensor(rows.lengths).unsqueeze(1))
         rows.lengths = [n + 1 for n in rows.lengths]
         return logits.float()
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, past_key_values: Any = None,
-                                      attention_mask: torch.Tensor | None = None, **_: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]
+            self, input_ids: torch.Tensor, past_key_values: Any = None,
+            attention_mask: torch.Tensor | None = None, **_: Any) -> dict[str, Any]:
         rows = past_key_values if isinstance(past_key_values, Rows) else Rows()
         return {"input_ids": input_ids[:, rows.seen:], "attention_mask": attention_mask, "past_key_values": rows}
 
-    def _prepare_cache_for_generation(self, *_: Any, **__: Any) -> None:
+    def _prepare_cache_for_generation(self, *_: Any, **__: Any) -> None:  # type: ignore[override]
         """transformers would make a cache of its own; the artefact has one."""
 
 

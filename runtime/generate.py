@@ -67,6 +67,7 @@ def generate(model: Model, prompts: list[list[int]], max_new_tokens: int, sampli
 def _loop(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling):
     began = time.perf_counter()
     rows = len(prompts)
+    holder = model.take_cache()
     sampler = Sampler(sampling, rows)
     answers = [Generation(prompt_tokens=len(ids), seed=sampler.seed) for ids in prompts]
     streams = [model.text.stream() if model.text.decodes else None for _ in prompts]
@@ -89,19 +90,22 @@ def _loop(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling:
                 alive.discard(row)
                 continue
             answer.token_ids.append(token)
-            if streams[row] is not None:
-                yield row, streams[row].push(token)
+            stream = streams[row]
+            if stream is not None:
+                yield row, stream.push(token)
             if len(answer.token_ids) >= room[row]:
                 alive.discard(row)
         if not alive:
             break
         # A finished row goes on in place until all are done: its last slot is written again, nobody reads the result.
+        model.check_cache(holder)
         logits = model.advance(chosen.unsqueeze(1), lengths.clamp(max=model.max_len - 1))[:, -1]
         lengths += 1
     ended = time.perf_counter()
     for row, answer in enumerate(answers):
-        if streams[row] is not None:
-            yield row, streams[row].flush()
+        stream = streams[row]
+        if stream is not None:
+            yield row, stream.flush()
             answer.text = model.text.decode(answer.token_ids)
         answer.timings = {"prefill": prefilled - began, "first_token": first - began, "decode": ended - first,
                           "total": ended - began}

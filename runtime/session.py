@@ -13,7 +13,7 @@ import torch
 
 from glmc import machine
 from glmc.artifact import Artifact
-from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds
+from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
 from glmc.program import FORMS, Program, Region
 from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.memory import Cache
@@ -53,6 +53,7 @@ class Model:
         loaded = time.perf_counter()
         self.steps = Steps(program, weights, calls)
         self.cache = Cache(self.dims, getattr(torch, manifest["dtype"]), self.bounds["max_batch"], self.bounds["max_len"])
+        self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
                         "place": time.perf_counter() - loaded}
@@ -87,6 +88,17 @@ class Model:
                                      expected=f"1 to max_batch = {self.max_batch}", found=rows,
                                      hint="compile with a larger --max-batch")
 
+    def take_cache(self) -> int:
+        """Begin a use of the cache; a number for `check_cache`. The cache is one: what was in it belongs to nobody now."""
+        self._holder += 1
+        return self._holder
+
+    def check_cache(self, holder: int) -> None:
+        """Raise UsageError when another use of the cache began after the one that `holder` names."""
+        if holder != self._holder:
+            raise UsageError("another generation began on this model and took its cache", field="stream",
+                             hint="finish one generation before the next, put the prompts into one batch, or load twice")
+
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool = False) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
         tokens = torch.tensor([list(ids)], dtype=torch.int64)
@@ -112,6 +124,7 @@ class Model:
         if input_ids.dim() != 2:
             raise RequestOutOfBounds("input_ids must be [B, S]", field="input_ids", found=list(input_ids.shape))
         rows = []
+        self.take_cache()
         for number, ids in enumerate(input_ids.tolist()):
             self.check_ids(ids, number)
             rows.append(self.extend(0, ids, 0, every_row=True).float())
@@ -121,9 +134,10 @@ class Model:
         """A prompt as token ids: text (as one user message, or as it is with `raw`), messages, or ids as they are."""
         if isinstance(prompt, str):
             return self.text.encode(prompt) if raw else self.text.chat([{"role": "user", "content": prompt}])
-        if len(prompt) and isinstance(prompt[0], dict):
-            return self.text.chat(prompt)
-        return [int(i) if isinstance(i, torch.Tensor) else i for i in prompt]
+        items: list[Any] = list(prompt)
+        if items and isinstance(items[0], dict):
+            return self.text.chat(items)
+        return [int(i) if isinstance(i, torch.Tensor) else i for i in items]
 
     def generate(self, prompt: Prompt, max_new_tokens: int = 64, temperature: float = 0.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None, raw: bool = False,
@@ -133,13 +147,10 @@ class Model:
         stream: return an iterator of text pieces, whose `.result` is the Generation when it is exhausted.
         Raises RequestOutOfBounds, UsageError, NumericError.
         """
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        made = Stream(generate(self, [self.tokens_of(prompt, raw)], max_new_tokens, sampling))
         if stream:
-            return made
-        for _ in made:
-            continue
-        return made.result
+            sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+            return Stream(generate(self, [self.tokens_of(prompt, raw)], max_new_tokens, sampling))
+        return self.generate_batch([prompt], max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, raw)[0]
 
     def generate_batch(self, prompts: Sequence[Prompt], max_new_tokens: int = 64, temperature: float = 0.0,
                        top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None,

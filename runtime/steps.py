@@ -36,7 +36,9 @@ class Steps:
             region = program.regions[step.region]
             release = tuple(n for n in dict.fromkeys(step.inputs) if n.startswith("value:") and n not in needed)
             needed.update(release)
-            inputs, holes, rows = [], [], []
+            inputs: list[torch.Tensor | None] = []
+            holes: list[tuple[int, str]] = []
+            rows: list[tuple[int, int]] = []
             for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
                 if role == "weight":
                     inputs.append(self._weight(weights, name.removeprefix("weight:"), spec))
@@ -60,9 +62,8 @@ class Steps:
         """Run all steps. named: input:NAME and cache:NAME. Returns logits [B, S or 1, vocabulary]."""
         values = dict(named)
         for bound in self._steps:
-            inputs = list(bound.inputs)
-            for position, name in bound.holes:
-                inputs[position] = values[name]
+            filled = dict(bound.holes)
+            inputs = [values[filled[i]] if t is None else t for i, t in enumerate(bound.inputs)]
             call = self.calls[form][bound.step.region]
             if bound.step.rows == "last" and not every_row and "S" not in FORMS[form]:
                 for position, dim in bound.rows:

@@ -75,7 +75,7 @@ def rope_fields(config: dict[str, Any]) -> dict[str, Any]:
     inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(inner, dict):
         raise ConfigError("the field is not an object", file="config.json", field="rope_parameters", found=inner)
-    merged = {k: config[k] for k in ("rope_theta", "partial_rotary_factor") if k in config}
+    merged: dict[str, Any] = {k: config[k] for k in ("rope_theta", "partial_rotary_factor") if k in config}
     merged.update(inner)
     if "type" in merged:
         merged.setdefault("rope_type", merged["type"])

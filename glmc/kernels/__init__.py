@@ -44,7 +44,12 @@ def opaque(name: str, schema: str) -> Callable[[Callable], Callable]:
     dynamo at its first call: a second of a loaded artefact's first token.
     """
     torch.library.define(f"glmc::{name}", schema)
-    return torch.library.impl(f"glmc::{name}", "CPU")
+
+    def register(function: Callable) -> Callable:
+        torch.library.impl(f"glmc::{name}", "CPU", function)
+        return function
+
+    return register
 
 
 _OPS: dict[str, Op] = {}

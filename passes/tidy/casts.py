@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
 _TO = torch.ops.aten.to
 
 
-def _dtype(node: fx.Node) -> torch.dtype | None:
+def _dtype(node: fx.Node) -> Any:
     if node.target == _TO.dtype:
         return node.args[1]
     if node.target == _TO.dtype_layout:

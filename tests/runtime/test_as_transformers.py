@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import greedy, made, prompts
 
 from glmc.errors import RequestOutOfBounds, UsageError
-from models import greedy, made, prompts
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,18 @@ def test_beams_and_large_batches_are_refused(pair):
     too_many = torch.tensor([row] * (model.session.max_batch + 1))
     with pytest.raises(RequestOutOfBounds):
         wrapped.generate(input_ids=too_many, max_new_tokens=2)
+
+
+def test_two_open_streams_do_not_share_the_cache_in_silence(pair):
+    model, _ = pair
+    first, second = (model.session.generate(p, max_new_tokens=6, stream=True)
+                     for p in prompts(model.config["vocab_size"], 5, 4, seed=11))
+    next(first)
+    next(second)
+    with pytest.raises(UsageError, match="took its cache"):
+        list(first)
+    list(second)
+    assert second.result is not None
 
 
 def test_logits_of_forward_are_those_of_the_session(pair):
