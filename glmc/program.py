@@ -82,11 +82,19 @@ class Region:
             (function,) = ast.parse(text).body
             if not isinstance(function, ast.FunctionDef):
                 raise SyntaxError("not a function")
-            inputs = tuple((a.arg, *Spec.parse(_text(a.annotation))) for a in function.args.args)
+            inputs = tuple((a.arg, *_roled(_text(a.annotation))) for a in function.args.args)
             outputs = tuple(Spec.parse(t)[1] for t in _text(function.returns).split("; "))
         except (SyntaxError, ValueError, TypeError, AttributeError) as error:
             raise DamagedArtifact("a region's text cannot be read", found=str(error)) from error
         return Region(function.name, inputs, outputs, tuple(ast.unparse(s) for s in function.body))
+
+
+def _roled(text: str) -> tuple[str, Spec]:
+    """(role, spec) of a region's input. Raises ValueError where the role is left out."""
+    role, spec = Spec.parse(text)
+    if role is None:
+        raise ValueError(f"an input has no role: {text}")
+    return role, spec
 
 
 def _text(annotation: ast.expr | None) -> str:

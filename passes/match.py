@@ -169,7 +169,8 @@ class Matcher:
             sizes = _Sizes()
             tensors = [torch.empty([sizes.concrete(s) for s in v.shape], dtype=v.dtype, device="meta") for v in values]
             free = torch.export.Dim.DYNAMIC
-            dynamic: list[dict[int, Any] | None] = [{i: free for i, s in enumerate(v.shape) if isinstance(s, torch.SymInt)} for v in values]
+            dynamic: list[dict[int, Any] | None] = [
+                {i: free for i, s in enumerate(v.shape) if isinstance(s, torch.SymInt)} for v in values]
             traced = trace_function(spelling, tensors, site.scalars, dynamic if any(dynamic) else None)
             tidy(traced.graph)
             self._proofs[key] = traced.graph

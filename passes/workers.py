@@ -113,10 +113,13 @@ class _Worker:
                                              start_new_session=True)
         job = {"text": region.text(), "form": form, "max_batch": bounds.max_batch, "max_len": bounds.max_len,
                "out": str(out)}
+        asked, answers = self._process.stdin, self._process.stdout
+        if asked is None or answers is None:
+            raise InternalError("a compiling process was started without its pipes")
         try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            asked.write(json.dumps(job) + "\n")
+            asked.flush()
+            answer = answers.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
