@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from glmc import __version__, published
+from glmc import __version__, families, published
 from glmc.artifact import Artifact
 from glmc.artifact_write import ArtifactWriter
 from glmc.checkpoint.folder import Checkpoint
@@ -27,19 +27,20 @@ _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", quant: str | None = None,
-            max_len: int = 4096, max_batch: int = 1, progress: Progress = lambda *_: None) -> Artifact:
+            max_len: int | None = None, max_batch: int = 1, progress: Progress = lambda *_: None) -> Artifact:
     """Compile the checkpoint folder `source` into the artefact folder `out`; returns it, opened and checked.
 
+    max_len: the most tokens a row may hold; None takes 4096, or the model's positions where they are fewer.
     Raises UsageError (bounds, quant, out exists), CheckpointError, PromiseBroken, NumericError, StorageError.
     """
     machine = compilable(target)
-    bounds = _bounds(max_len, max_batch, quant)
+    if quant not in (None, "none"):
+        raise UsageError("this version does not quantise", field="quant", expected="none", found=quant)
     with ArtifactWriter(Path(out)) as writer:
         checkpoint = Checkpoint.open(source)
+        positions = families.load(checkpoint.config, source).read(checkpoint.config).max_positions
+        bounds = _bounds(min(4096, positions) if max_len is None else max_len, max_batch, positions)
         surveyed = survey(source, machine, dtype, progress)
-        if max_len > surveyed.dims.max_positions:
-            raise UsageError("the model has fewer positions", field="max_len", found=max_len,
-                             expected=f"at most max_position_embeddings = {surveyed.dims.max_positions}")
         computed = published.computed_buffers(surveyed.module)
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
         wanted = _wanted(surveyed, buffers)
@@ -66,12 +67,13 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
     return Artifact.open(Path(out))
 
 
-def _bounds(max_len: int, max_batch: int, quant: str | None) -> Bounds:
-    if quant not in (None, "none"):
-        raise UsageError("this version does not quantise", field="quant", expected="none", found=quant)
+def _bounds(max_len: int, max_batch: int, positions: int) -> Bounds:
     for name, value, low, high in (("max_len", max_len, 2, 1 << 20), ("max_batch", max_batch, 1, 1 << 10)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise UsageError("the bound is out of range", field=name, expected=f"{low} to {high}", found=value)
+    if max_len > positions:
+        raise UsageError("the model has fewer positions", field="max_len", found=max_len,
+                         expected=f"at most max_position_embeddings = {positions}")
     return Bounds(max_batch, max_len)
 
 

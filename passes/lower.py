@@ -83,7 +83,7 @@ def compile_region(region: Region, form: str, bounds: Bounds, out: Path) -> None
         # Rows must be finished before a product reads them: inlined, a norm would be computed once an output row.
         # And loops over one row are not worth a second thread: each would cost a barrier.
         options |= {"realize_opcount_threshold": 0, "realize_reads_threshold": 0, "cpp.min_chunk_size": 8192}
-    with tempfile.TemporaryDirectory(prefix="glmc-region-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="region-", dir=out.parent) as scratch:
         target = os.path.join(scratch, "region.so")
         made = torch._inductor.aot_compile(
             exported.module(), inputs, options={**options, "aot_inductor.output_path": target})

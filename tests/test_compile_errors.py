@@ -232,3 +232,8 @@ def test_a_broken_promise_leaves_nothing(source, out, monkeypatch):
     with pytest.raises(PromiseBroken, match=r"layers\.0"):
         compiled(source, out)
     assert left(out) == []
+
+
+def test_the_default_length_is_what_the_model_has(tmp_path):
+    source = models.published("glm4")[2]
+    assert glmc.compile(source, tmp_path / "default.glmc", target="fx").manifest["bounds"]["max_len"] == 512

@@ -47,7 +47,8 @@ def existing(path: Path) -> Path:
         return path
     siblings: list[str] = []
     if path.parent.is_dir():
-        siblings = [str(entry) for entry in itertools.islice(path.parent.iterdir(), _SIBLINGS)]
+        siblings = [str(entry) for entry in itertools.islice(path.parent.iterdir(), _SIBLINGS)
+                    if not entry.name.startswith(".")]
     raise UsageError("there is nothing at this path", file=path, hint=nearest(str(path), siblings))
 
 

@@ -17,12 +17,13 @@ Destination = Annotated[Path, typer.Option("-o", metavar="OUT", help="The artefa
                                            show_default=False)]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--dtype", help="auto: what config.json says.")]
 Quant = Annotated[Literal["none", "int8", "int4"], typer.Option("--quant", help="Weights as integers.")]
-MaxLen = Annotated[int, typer.Option("--max-len", metavar="N", help="Most tokens a row, prompt and answer together.")]
+MaxLen = Annotated[int | None, typer.Option("--max-len", metavar="N", show_default="4096, or the model's positions",
+                                            help="Most tokens a row, prompt and answer together.")]
 MaxBatch = Annotated[int, typer.Option("--max-batch", metavar="N", help="Most rows at once.")]
 
 
 def compile(source: arguments.Source, out: Destination, target: arguments.TargetName = "cpu", dtype: Dtype = "auto",
-            quant: Quant = "none", max_len: MaxLen = 4096, max_batch: MaxBatch = 1,
+            quant: Quant = "none", max_len: MaxLen = None, max_batch: MaxBatch = 1,
             json: arguments.Json = False) -> None:
     """Compile a checkpoint into one sealed artefact and print its path."""
     compilable(arguments.target_name(target))

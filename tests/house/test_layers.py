@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.survey": ("glmc.trace", "glmc.trail", "glmc.published", "glmc.families", "glmc.passes", "glmc.checkpoint",
                     "glmc.program", "glmc.ledger", "glmc.target"),
     "glmc.planner": ("glmc.survey", "glmc.target", "glmc.ledger"),
-    "glmc.build": ("glmc", "glmc.survey", "glmc.machine", "glmc.published", "glmc.passes", *ARTIFACT,
+    "glmc.build": ("glmc", "glmc.families", "glmc.survey", "glmc.machine", "glmc.published", "glmc.passes", *ARTIFACT,
                    "glmc.checkpoint", "glmc.target"),
     "glmc.bench": ("glmc.bench", "glmc.runtime", "glmc.artifact", "glmc.program", "glmc.target", "glmc.ledger"),
     "glmc.cli": ("glmc.cli", "glmc.build", "glmc.bench", "glmc.ledger", "glmc.runtime", "glmc.artifact",
