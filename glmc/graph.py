@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import fx
@@ -50,11 +49,6 @@ def size_at_one(value: torch.Tensor) -> int:
     for size in value.shape:
         count *= 1 if isinstance(size, torch.SymInt) else size
     return count
-
-
-def symbols_of(values: dict[str, tuple[Any, ...]]) -> dict[str, str]:
-    """The tracer's symbols by our letters: {"s77": "B"}, from {"input_ids": ("B", "S")}-like pairs of sizes and letters."""
-    return {str(size): letter for letter, (size,) in values.items() if isinstance(size, torch.SymInt)}
 
 
 def shape_text(value: torch.Tensor, symbols: dict[str, str]) -> list[int | str]:

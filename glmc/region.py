@@ -59,7 +59,6 @@ class Bound:
 
     def __init__(self, region: Region, machine: str, device: str = "cpu", replace: dict[str, str] | None = None) -> None:
         self.region = region
-        self._device = device
         slots = {name: i for i, (name, _, _) in enumerate(region.inputs)}
         self._lines: list[tuple[Callable, Any, dict[str, Any], int, tuple[int, ...]]] = []
         parsed = [ast.parse(text).body[0] for text in region.body]

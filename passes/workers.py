@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from glmc import kernels, knobs
-from glmc.errors import InternalError
+from glmc.errors import GlmcError, InternalError
 from glmc.machine import cpu_flags
 from glmc.passes import lower
 from glmc.program import Region
@@ -57,7 +57,7 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
                     return
                 try:
                     _compile_or_reuse(job, bounds, outs[job], worker)
-                except (InternalError, OSError, ValueError) as error:
+                except Exception as error:  # raised again below, where the caller is
                     failed.append((job, error))
                     return
                 finished.append(job)
@@ -77,7 +77,7 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
         raise
     if failed:
         (region, form), error = failed[0]
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or (isinstance(error, GlmcError) and not isinstance(error, InternalError)):
             raise error
         raise InternalError(f"a region could not be compiled: {error}", field=f"{region.name}.{form}")
     done(len(finished))

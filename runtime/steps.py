@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -62,8 +63,9 @@ class Steps:
         """Run all steps. named: input:NAME and cache:NAME. Returns logits [B, S or 1, vocabulary]."""
         values = dict(named)
         for bound in self._steps:
-            filled = dict(bound.holes)
-            inputs = [values[filled[i]] if t is None else t for i, t in enumerate(bound.inputs)]
+            inputs: list[Any] = list(bound.inputs)
+            for position, name in bound.holes:
+                inputs[position] = values[name]
             call = self.calls[form][bound.step.region]
             if bound.step.rows == "last" and not every_row and "S" not in FORMS[form]:
                 for position, dim in bound.rows:
