@@ -7,11 +7,11 @@ import re
 import torch
 from torch import fx
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|transformer_blocks)\.(\d+)(?:\.|$)")
 
 
 def layer_of(node: fx.Node) -> int | None:
-    """The decoder layer whose module the node was traced in."""
+    """The layer or block whose module the node was traced in."""
     for path, _ in (node.meta.get("nn_module_stack") or {}).values():
         found = _LAYER.search(path)
         if found:
@@ -20,7 +20,7 @@ def layer_of(node: fx.Node) -> int | None:
 
 
 def region_of(graph: fx.Graph) -> dict[fx.Node, str]:
-    """ "layer.N" for the steps of decoder layer N; outside, "head" for what depends on a layer, "embed" for the rest."""
+    """ "layer.N" for the steps of layer or block N; outside, "head" for what depends on one, "embed" for the rest."""
     regions: dict[fx.Node, str] = {}
     late: set[fx.Node] = set()
     for node in graph.nodes:
@@ -36,6 +36,11 @@ def region_of(graph: fx.Graph) -> dict[fx.Node, str]:
         else:
             regions[node] = "embed"
     return regions
+
+
+def published_name(path: str) -> str:
+    """The path of a parameter in the published model, which the traced wrapper holds as `model`."""
+    return path.removeprefix("model.")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -10,13 +10,20 @@ from typing import Any
 
 from glmc.errors import PromiseBroken
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"^((?:.*?\.)?(?:layers|blocks|transformer_blocks)\.\d+)(?:\.|$)")
+_PARTS = ("visual", "vqmodel", "transformer")
 
 
 def scope_of(place: str) -> str:
-    """"layers.7" for a place inside decoder layer 7, "model" for one outside every layer."""
+    """"layers.7" for a place inside decoder layer 7, "visual.blocks.2" inside a block of the vision tower.
+
+    Outside every layer: the part's module ("visual", "vqmodel", "transformer"), or "model" for the text model.
+    """
+    while place.startswith(("model.", "language_model.")):
+        place = place.split(".", 1)[1]
     found = _LAYER.search(place)
-    return f"layers.{found[1]}" if found else "model"
+    first = place.split(".")[0]
+    return found[1] if found else first if first in _PARTS else "model"
 
 
 @dataclass
@@ -42,6 +49,7 @@ class Ledger:
     """All rows, by fusion name."""
 
     rows: dict[str, Row] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
 
     def row(self, fusion: str) -> Row:
         return self.rows.setdefault(fusion, Row(fusion))
@@ -58,20 +66,25 @@ class Ledger:
         self.row(fusion).proved = dict(Counter(scope_of(p) for p in places))
 
     def check(self, nearest: dict[str, dict[str, str]]) -> None:
-        """Raise PromiseBroken where a scope proved fewer sites than promised.
+        """Note in `broken` each scope that proved fewer sites than promised.
 
         nearest: fusion -> scope -> a sentence about the nearest miss there.
         """
-        broken = []
         for row in self.rows.values():
             for scope, count in row.expected.items():
                 proved = row.proved.get(scope, 0)
                 if proved < count:
                     miss = nearest.get(row.fusion, {}).get(scope, "no step resembles it")
-                    broken.append(f"{scope} promises {count} `{row.fusion}`, proved {proved}\n  nearest: {miss}")
-        if broken:
-            shown = "\n".join(broken[:4]) + (f"\n... and {len(broken) - 4} more" if len(broken) > 4 else "")
-            raise PromiseBroken(shown)
+                    self.broken.append(f"{scope} promises {count} `{row.fusion}`, proved {proved}\n  nearest: {miss}")
+
+    def demand(self, finished: Any) -> Any:
+        """`finished`, if every promise was kept. Raises PromiseBroken, which holds it, if not."""
+        if self.broken:
+            more = f"\n... and {len(self.broken) - 4} more" if len(self.broken) > 4 else ""
+            error = PromiseBroken("\n".join(self.broken[:4]) + more)
+            error.finished = finished
+            raise error
+        return finished
 
     def surplus(self) -> list[str]:
         """Sentences about scopes that proved more than promised: worth a note, not an error."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,12 +20,15 @@ from glmc.program import Region
 
 _OPERATORS = {name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")}
 ATEN = frozenset("""
-add addmm alias any arange argsort bitwise_and bitwise_not bitwise_or bmm cat chunk clamp clone contiguous cos cumsum div div_
-embedding empty empty_like eq exp expand flatten floor_divide full full_like gather ge gelu gt histc index index_add index_put
-index_put_ index_select layer_norm le linear log logical_and logical_not logical_or lt masked_fill matmul max maximum mean min
-minimum mm mul mul_ ne neg ones ones_like permute pow reciprocal relu repeat repeat_interleave reshape rms_norm rsqrt
-scaled_dot_product_attention scatter scatter_ select sigmoid silu sin slice softmax sort split split_with_sizes sqrt squeeze
-stack sub sum sym_size t tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zeros_like
+__and__ add addmm alias all amax any arange argmax argmin argsort as_strided bitwise_and bitwise_not bitwise_or bmm cat chunk
+clamp clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv3d copy_ cos cumsum detach diff div div_ einsum
+embedding empty empty_like eq exp expand expand_as flatten floor_divide full full_like gather ge gelu grid_sampler gt histc
+index index_add index_fill index_put index_put_ index_select isin layer_norm le linalg_vector_norm linear log logical_and
+logical_not logical_or logsumexp lt masked_fill masked_fill_ matmul max maximum mean min minimum mm mul mul_ nan_to_num narrow
+ne neg new_empty new_ones new_zeros one_hot ones ones_like outer pad permute pow reciprocal relu remainder repeat
+repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attention scatter scatter_ scatter_add_ select select_scatter
+sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub sum sym_size t
+tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zeros_like
 """.split())
 _FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
 
@@ -72,7 +75,7 @@ class Bound:
             slots[name] = len(slots)
             self._lines.append((resolve((replace or {}).get(op, op), machine), args, kwargs, slots[name], ()))
         self._returns = _returned(parsed[-1:], slots)
-        self._size = len(slots)
+        self._size, self._names = len(slots), list(slots)
         self._release()
 
     def _release(self) -> None:
@@ -92,6 +95,13 @@ class Bound:
             for gone in release:
                 values[gone] = None
         return tuple(values[i] for i in self._returns)
+
+    def lines(self, *inputs: torch.Tensor) -> Iterator[tuple[str, Any]]:
+        """Run the region and give each line's name and value as it is made. A later line may write into an earlier value."""
+        values: list[Any] = [*inputs, *(None,) * (self._size - len(inputs))]
+        for call, args, kwargs, slot, _ in self._lines:
+            values[slot] = call(*[_fill(a, values) for a in args], **{k: _fill(v, values) for k, v in kwargs.items()})
+            yield self._names[slot], values[slot]
 
 
 def _line(statement: ast.stmt) -> tuple[str, ast.Call]:

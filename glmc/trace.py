@@ -13,8 +13,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from glmc.errors import InternalError
+from glmc.quick import Quick, rename
 
 
 @dataclass
@@ -30,25 +34,16 @@ class Trace:
     inputs: list[str] = field(default_factory=list)
 
 
-class _Function(nn.Module):
-    """A plain function as a module, with its keyword scalars bound."""
-
-    def __init__(self, function: Callable, scalars: dict[str, Any]) -> None:
-        super().__init__()
-        self.function, self.scalars = function, scalars
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        return self.function(*args, **self.scalars)
-
-
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """No cyclic garbage collection meanwhile: walking the growing graph again and again is a quarter of a large trace."""
-    running = gc.isenabled()
+    running, traces = gc.isenabled(), fx.config.do_not_emit_stack_traces
     gc.disable()
+    fx.config.do_not_emit_stack_traces = True  # text that nobody reads, a twelfth of the trace
     try:
         yield
     finally:
+        fx.config.do_not_emit_stack_traces = traces
         if running:
             gc.enable()
 
@@ -59,8 +54,9 @@ def trace(module: nn.Module, args: tuple, dynamic: Any = None) -> Trace:
     args: sample tensors, or nested lists of them, on any device (meta costs no memory).
     dynamic: for each argument, {dimension: torch.export.Dim} or None, nested as the arguments are.
     """
-    with torch.no_grad(), _uncollected():
+    with torch.no_grad(), _uncollected(), Quick():
         exported = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
+    rename(exported.graph)
     result = Trace(exported.graph)
     for spec in exported.graph_signature.input_specs:
         name = spec.arg.name
@@ -75,6 +71,23 @@ def trace(module: nn.Module, args: tuple, dynamic: Any = None) -> Trace:
 
 def trace_function(function: Callable, tensors: list[torch.Tensor], scalars: dict[str, Any],
                    dynamic: list[dict[int, Any] | None] | None = None) -> Trace:
-    """Trace a plain function of tensors, with keyword scalars fixed; see `trace`."""
-    shapes = None if dynamic is None else (tuple(d or None for d in dynamic),)
-    return trace(_Function(function, scalars).eval(), tuple(tensors), shapes)
+    """Trace a plain function of tensors, with keyword scalars fixed, by the tracer that `torch.export` runs inside.
+
+    tensors: on the meta device, or fake tensors of one mode, whose symbols the graph's values then have.
+    dynamic: for each tensor of the meta device, the dims (keys) that are symbols; equal sizes are one symbol.
+    """
+    known = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
+    mode = known or FakeTensorMode(shape_env=ShapeEnv())
+    given = [_fake(mode, t, (dynamic or [None] * len(tensors))[i]) for i, t in enumerate(tensors)]
+    with mode, torch.no_grad(), _uncollected():
+        graph = make_fx(lambda *args: function(*args, **scalars), pre_dispatch=True)(*given).graph
+    return Trace(graph, {}, [n.name for n in graph.find_nodes(op="placeholder")])
+
+
+def _fake(mode: FakeTensorMode, tensor: torch.Tensor, dynamic: dict[int, Any] | None) -> FakeTensor:
+    """A fake tensor of its own with the shape and dtype of `tensor`: one that stands for two inputs would be taken for one."""
+    if isinstance(tensor, FakeTensor):
+        with mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    sizes = [DimDynamic.DUCK if i in (dynamic or {}) else DimDynamic.STATIC for i in range(tensor.dim())]
+    return mode.from_tensor(torch.empty_like(tensor), symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))

@@ -6,6 +6,7 @@ launches saved. Sites are taken by falling gain (ties by name), so fusions have 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,18 +46,22 @@ def _refusal(site: Site, target: Target, regions: dict[fx.Node, str]) -> str | N
     return kernels.load(site.fusion, target.machine).accepts(site.describe())
 
 
-def choose(sites: list[Site], graph: fx.Graph, target: Target) -> list[Decision]:
-    """One decision a site, in the order of `sites`."""
-    regions = region_of(graph)
+def choose(sites: list[Site], graph: fx.Graph, target: Target, whole: bool = False, taken: int = 0,
+           refuses: Callable[[Site], str | None] = lambda site: None) -> list[Decision]:
+    """One decision a site, in the order of `sites`.
+
+    whole: the graph is never cut into regions. taken: how many sites the compilation took before, for its fuel.
+    refuses: what else the caller holds against a site.
+    """
+    regions = dict.fromkeys(graph.nodes, "all") if whole else region_of(graph)
     fuel = knobs.get("GLMC_FUEL")
     gains = [predicted_us(s, target) for s in sites]
     order = sorted(range(len(sites)), key=lambda i: (-gains[i], sites[i].fusion, i))
     owner: dict[fx.Node, Site] = {}
     reasons: dict[int, str | None] = {}
-    taken = 0
     for i in order:
         site = sites[i]
-        reason = _refusal(site, target, regions)
+        reason = _refusal(site, target, regions) or refuses(site)
         rival = next((owner[n] for n in sorted(site.nodes, key=lambda n: n.name) if n in owner), None)
         if reason is None and rival is not None:
             reason = f"shares steps with {rival.fusion} at {rival.place}, which gains more"

@@ -1,27 +1,27 @@
 """Find a fusion's reference in a tidy graph and prove each find: the reference traced at the site gives the same steps.
 
-A pattern is the reference, traced twice. Matching is structural with holes open; a find becomes a site only when the
-reference, traced again at the site's own shapes, dtypes and scalars, unifies with the matched nodes with every literal
-closed. What comes nearest without matching is kept as a `Miss`, with the first step that differs.
+Matching is structural with holes open; a find becomes a site only when the reference, traced again at the site's own
+shapes, dtypes and scalars, unifies with the matched nodes with every literal closed. What comes nearest without matching
+is kept as a `Miss`, with the first step that differs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
-from glmc.passes.declare import Fusion
-from glmc.passes.tidy import tidy
-from glmc.passes.unify import Hole, Unifier, outputs_of
-from glmc.trace import trace_function
+from glmc.passes.declare import Fusion, Maths
+from glmc.passes.pattern import Pattern, Retracer, patterns
+from glmc.passes.unify import Unifier, outputs_of
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where the fusion's maths stands, proved. Tensors are the graph's nodes, in the reference's order."""
+    """One place where the fusion's maths stands, proved. `tensors`: the graph's nodes, in the reference's order."""
 
     fusion: str
     place: str
@@ -59,133 +59,117 @@ class Found:
     sites: list[Site] = field(default_factory=list)
     misses: dict[str, Miss] = field(default_factory=dict)
 
+    def wants(self, place: str, agreed: int) -> bool:
+        """Whether a miss that went so far is nearer than the one known there."""
+        return place not in self.misses or agreed > self.misses[place].agreed
+
     def keep(self, miss: Miss) -> None:
-        known = self.misses.get(miss.place)
-        if known is None or miss.agreed > known.agreed:
+        if self.wants(miss.place, miss.agreed):
             self.misses[miss.place] = miss
 
 
 def place_of(node: fx.Node) -> str:
-    """The path of the innermost module that the node was traced in, without the tracer's wrapper."""
+    """The path of the innermost module that the node was traced in, without the tracer's wrappers."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()), ("", None))[0] if stack else ""
-    return path.removeprefix("model.")
+    while path.startswith(("model.", "language_model.")):
+        path = path.split(".", 1)[1]
+    return path
 
 
-def _pattern(fusion: Fusion, spelling, pair: int, dtype: torch.dtype) -> fx.Graph:
-    """A spelling traced at samples `pair` and `pair` + 1, tidied; literals that differ become holes."""
-    traces = []
-    for which in (pair, pair + 1):
-        tensors, scalars = fusion.sample(which, dtype)
-        traced = trace_function(spelling, tensors, scalars)
-        tidy(traced.graph)
-        traces.append((traced.graph, scalars))
-    (first, values), (second, others) = traces
-    for a, b in zip(list(first.nodes), list(second.nodes), strict=True):
-        a.args, a.kwargs = (Hole.merge(x, y, values, others) for x, y in ((a.args, b.args), (a.kwargs, b.kwargs)))
-    return first
+class Index:
+    """A graph's floating-point steps by target, in order: where a pattern may begin."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.by_target: dict[Any, list[fx.Node]] = {}
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        for node in self.order:
+            value = node.meta.get("val")
+            if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
+                self.by_target.setdefault(node.target, []).append(node)
+        self.dtypes = sorted({n.meta["val"].dtype for nodes in self.by_target.values() for n in nodes}, key=str)
+
+    def roots(self, pattern: Pattern, dtype: torch.dtype) -> Iterator[fx.Node]:
+        """The steps of `dtype` with the target of the pattern's first output."""
+        return (n for n in self.by_target.get(pattern.outputs[0].target, ()) if n.meta["val"].dtype is dtype)
 
 
 class Matcher:
-    """Patterns and proofs of every fusion, each made once and kept for the graphs of one compilation."""
+    """Patterns and proofs, each made once and kept for the graphs of one compilation."""
 
     def __init__(self) -> None:
-        self._patterns: dict[tuple, list[fx.Graph]] = {}
-        self._proofs: dict[tuple, fx.Graph] = {}
+        self._patterns: dict[tuple, list[Pattern]] = {}
+        self.retracer = Retracer()
 
-    def find(self, fusion: Fusion, graph: fx.Graph) -> Found:
-        """Every proved site of `fusion` in `graph`, in order, none sharing its first output with another."""
-        found = Found(fusion.name)
-        taken: set[fx.Node] = set()
-        for node in graph.nodes:
-            value = node.meta.get("val")
-            if node.op != "call_function" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
-                continue
-            for number, pattern in enumerate(self._pattern_of(fusion, value.dtype)):
-                outputs = outputs_of(pattern)
-                if outputs[0].target != node.target or node in taken:
-                    continue
-                site = self._attempt(fusion, number, pattern, node, found)
-                if site is not None:
-                    taken.update(site.outputs)
-                    found.sites.append(site)
-        return found
-
-    def _pattern_of(self, fusion: Fusion, dtype: torch.dtype) -> list[fx.Graph]:
-        key = (fusion.name, dtype)
+    def patterns(self, maths: Maths, dtype: torch.dtype) -> list[Pattern]:
+        """The patterns of `maths` whose first output has this dtype."""
+        key = (maths.function, dtype)
         if key not in self._patterns:
-            self._patterns[key] = [_pattern(fusion, spelling, pair, dtype) for pair in range(0, len(fusion.samples), 2)
-                                   for spelling in fusion.spellings]
+            made = [p for p in patterns(maths, dtype) if p.outputs[0].meta["val"].dtype is dtype]
+            self._patterns[key] = sorted(made, key=lambda p: -p.steps)  # a smaller form may lie inside a larger one
         return self._patterns[key]
 
-    def _attempt(self, fusion: Fusion, number: int, pattern: fx.Graph, node: fx.Node, found: Found) -> Site | None:
-        steps = sum(1 for n in pattern.nodes if n.op == "call_function")
-        unifier = Unifier(pattern)
+    def find(self, fusion: Fusion, index: Index) -> Found:
+        """Every proved site of `fusion`, in the graph's order; none shares an output with another or lies inside one."""
+        found = Found(fusion.name)
+        taken: set[fx.Node] = set()
+        for dtype in index.dtypes:
+            for pattern in self.patterns(fusion.maths, dtype):
+                for node in index.roots(pattern, dtype):
+                    site = None if node in taken else self._attempt(fusion, pattern, node, found)
+                    if site is not None and taken.isdisjoint(site.outputs):
+                        taken.update(site.outputs)
+                        found.sites.append(site)
+        inner = {node: site for site in found.sites for node in site.nodes - set(site.outputs)}
+        found.sites = [s for s in found.sites if s.outputs[0] not in inner]
+        found.sites.sort(key=lambda site: index.order[site.outputs[0]])
+        return found
+
+    def proved(self, pattern: Pattern, node: fx.Node) -> tuple[Unifier, dict[str, Any]] | tuple[Unifier, str]:
+        """Match `pattern` at `node` and prove it there: the unifier with the scalars, or with why not."""
+        unifier = Unifier(pattern.graph)
+        if not unifier.match_all(node):
+            return unifier, "differs"
+        scalars = {k: pattern.fixed[k] if k in pattern.fixed else unifier.scalars.get(k) for k in pattern.maths.scalars}
+        lost = [k for k in scalars if k not in pattern.fixed and scalars[k] is None]
+        if lost:
+            return unifier, f"{', '.join(lost)} cannot be recovered"
+        again = Unifier(self.retracer.trace(
+            pattern.maths.function, pattern.present, pattern.maths.bound(pattern.present),
+            [n.meta["val"] for n in unifier.bound_tensors()], scalars))
+        if not again.match_all(node):
+            return again, "differs"
+        if again.bound_tensors() != unifier.bound_tensors():
+            return unifier, "the reference at the site binds other tensors"
+        return unifier, scalars
+
+    def _attempt(self, fusion: Fusion, pattern: Pattern, node: fx.Node, found: Found) -> Site | None:
         place = place_of(node)
 
-        def missed(agreed: int, reference: str, model: str) -> Any:
-            found.keep(Miss(fusion.name, place, agreed, steps, reference, model))
-            return None
+        def missed(agreed: int, reference: str, model: str) -> None:
+            found.keep(Miss(fusion.name, place, agreed, pattern.steps, reference, model))
 
-        if not unifier.match(outputs_of(pattern)[0], node):
-            known = found.misses.get(place)
-            return missed(unifier.furthest, *unifier.disagreement) if known is None or unifier.furthest > known.agreed else None
-        names = list(fusion.tensors)
-        placeholders = [n for n in pattern.nodes if n.op == "placeholder"]
-        tensors = {name: unifier.bound[p] for name, p in zip(names, placeholders, strict=True)}
-        scalars = {k: unifier.scalars.get(k) for k in fusion.scalars}
-        if None in scalars.values():
-            return missed(steps, f"scalars {', '.join(fusion.scalars)}", f"recovered {scalars}")
-        outputs = tuple(unifier.bound[o] for o in outputs_of(pattern))
-        inner = frozenset(unifier.bound[n] for n in pattern.nodes if n.op == "call_function")
+        unifier, scalars = self.proved(pattern, node)
+        if scalars == "differs":
+            if found.wants(place, unifier.furthest):
+                missed(unifier.furthest, *unifier.disagreement)
+            return None
+        if isinstance(scalars, str):
+            return missed(pattern.steps, "every scalar and tensor recovered", scalars)
+        tensors = dict(zip(pattern.present, unifier.bound_tensors(), strict=True))
+        outputs = tuple(unifier.bound[o] for o in outputs_of(pattern.graph))
+        inner = frozenset(unifier.bound[n] for n in pattern.graph.nodes if n.op == "call_function" and n in unifier.bound)
         both = next((t for t in tensors.values() if t in inner), None)
         if both is not None:
-            return missed(steps, "inputs from outside", f"{both.name} is both an input and a step")
+            return missed(pattern.steps, "inputs from outside", f"{both.name} is both an input and a step")
         for n in inner - set(outputs):
-            outside = [user for user in n.users if user not in inner]
-            if outside:
-                return missed(steps, f"{n.name} is used nowhere else", f"used by {outside[0].format_node()}")
-        dims = fusion.dims([tuple(t.meta["val"].shape) for t in tensors.values()])
+            outside = next((user for user in n.users if user not in inner), None)
+            if outside is not None:
+                return missed(pattern.steps, f"{n.name} is used nowhere else", f"used by {outside.format_node()}")
+        dims = fusion.maths.dims({k: tuple(t.meta["val"].shape) for k, t in tensors.items()})
         if isinstance(dims, str):
-            return missed(steps, "dims of the signature", dims)
+            return missed(pattern.steps, "dims of the signature", dims)
         broken = next((r for r in fusion.where if not r.holds(dims)), None)
         if broken is not None:
-            return missed(steps, broken.text, f"with {({k: str(v) for k, v in dims.items()})}")
-        site = Site(fusion.name, place, tensors, scalars, inner, outputs)
-        again = Unifier(self._retrace(fusion, number, site))
-        if not again.match(outputs_of(again.pattern)[0], node):
-            return missed(again.furthest, *again.disagreement)
-        if again.bound_tensors() != list(tensors.values()):
-            return missed(steps, "the same tensors in the same places", "the reference at the site binds others")
-        return site
-
-    def _retrace(self, fusion: Fusion, number: int, site: Site) -> fx.Graph:
-        """The reference traced at the site's real shapes, dtypes and scalars: symbolic dims stay symbolic."""
-        values = [n.meta["val"] for n in site.tensors.values()]
-        spelling = fusion.spellings[number % len(fusion.spellings)]
-        key = (fusion.name, spelling, tuple(site.scalars.items()),
-               tuple((v.dtype, tuple(str(s) for s in v.shape)) for v in values))
-        if key not in self._proofs:
-            sizes = _Sizes()
-            tensors = [torch.empty([sizes.concrete(s) for s in v.shape], dtype=v.dtype, device="meta") for v in values]
-            free = torch.export.Dim.DYNAMIC
-            dynamic: list[dict[int, Any] | None] = [
-                {i: free for i, s in enumerate(v.shape) if isinstance(s, torch.SymInt)} for v in values]
-            traced = trace_function(spelling, tensors, site.scalars, dynamic if any(dynamic) else None)
-            tidy(traced.graph)
-            self._proofs[key] = traced.graph
-        return self._proofs[key]
-
-
-class _Sizes:
-    """A distinct prime for each symbol, so that equal symbols stay equal and different ones do not meet by chance."""
-
-    _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
-
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-
-    def concrete(self, size: Any) -> int:
-        if not isinstance(size, torch.SymInt):
-            return size
-        return self._known.setdefault(str(size), self._PRIMES[len(self._known)])
+            return missed(pattern.steps, broken.text, f"with {({k: str(v) for k, v in dims.items()})}")
+        return Site(fusion.name, place, tensors, scalars, inner, outputs)

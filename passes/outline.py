@@ -14,22 +14,28 @@ import torch
 from torch import fx
 
 from glmc.errors import InternalError
-from glmc.graph import dtype_name, region_of, shape_text
+from glmc.graph import dtype_name, published_name, region_of, shape_text
 from glmc.passes.emit import Names, line
-from glmc.program import Program, Region, Spec, Step
+from glmc.passes.places import Finder
+from glmc.program import Places, Program, Region, Spec, Step
 from glmc.trace import Trace
 
-_PREFIX = re.compile(r"^(?:model\.)*(?:layers\.\d+\.)?")
+_PREFIX = re.compile(r"^(?:.*?(?:layers|blocks|transformer_blocks)\.\d+\."
+                     r"|(?:model\.|language_model\.|visual\.|transformer\.)*)")
 
 
-def outline(trace: Trace, symbols: dict[str, str]) -> Program:
-    """The program of a traced text model. symbols: the tracer's symbol names -> B, S, L."""
-    return _Outliner(trace, symbols).program()
+def outline(trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], part: str = "text") -> Program:
+    """The program of one traced part.
+
+    symbols: the tracer's symbol names -> letters. inputs: names of the part's inputs in order, "keys.7" for a layer's state.
+    """
+    return _Outliner(trace, symbols, inputs, "" if part == "text" else f"{part}_").program()
 
 
 class _Outliner:
-    def __init__(self, trace: Trace, symbols: dict[str, str]) -> None:
+    def __init__(self, trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], prefix: str) -> None:
         self.trace, self.graph, self.symbols = trace, trace.graph, symbols
+        self.inputs, self.prefix = inputs, prefix
         self.result: fx.Node
         self.regions: dict[str, Region] = {}
         self.values: dict[fx.Node, str] = {}
@@ -38,25 +44,24 @@ class _Outliner:
         for node, key in owner.items():
             self.pieces.setdefault(key, []).append(node)
         self.owner = owner
+        self.finder, self.places = Finder(owner), Places()
         returned: Any = trace.graph.output_node().args[0]
         (self.result,) = returned if isinstance(returned, (list, tuple)) else (returned,)
 
     def program(self) -> Program:
         keys = sorted(self.pieces, key=_order)
         steps = tuple(self._step(key) for key in keys)
-        program = Program(self.regions, steps, self.values[self.result])
+        program = Program(self.regions, steps, self.values[self.result], self.places)
         program.check()
         return program
 
     def _outside_name(self, node: fx.Node) -> tuple[str, str]:
         """(role, program-wide name) of a node that a region reads from outside."""
         if node.name in self.trace.parameters:
-            return "weight", "weight:" + self.trace.parameters[node.name].removeprefix("model.")
+            return "weight", "weight:" + published_name(self.trace.parameters[node.name])
         if node.op == "placeholder":
-            index = self.trace.inputs.index(node.name)
-            if index < 3:
-                return "value", f"input:{('input_ids', 'positions', 'slots')[index]}"
-            return "cache", f"cache:{('keys', 'values')[(index - 3) % 2]}.{(index - 3) // 2}"
+            name = self.inputs[self.trace.inputs.index(node.name)]
+            return ("cache", f"cache:{name}") if "." in name else ("value", f"input:{name}")
         return "value", self.values[node]
 
     def _step(self, key: str) -> Step:
@@ -64,8 +69,9 @@ class _Outliner:
         inside = set(nodes)
         outside = list(dict.fromkeys(
             i for n in nodes for i in n.all_input_nodes if i not in inside and not _is_size(i)))
+        outside += self._unsized(nodes, inside, outside)
         outputs = [n for n in nodes if n is self.result or any(self._leaves(u, key) for u in n.users)]
-        kind = key.split(".")[0]
+        kind = self.prefix + key.split(".")[0]
         names, inputs, globals_ = Names(), [], []
         for node in outside:
             role, name = self._outside_name(node)
@@ -83,11 +89,27 @@ class _Outliner:
         body.append(f'return ({returned})')
         region = Region(kind, tuple(inputs), tuple(self._spec(o) for o in outputs), tuple(body))
         region = Region(f"{kind}_{Region.digest(region.text())}", region.inputs, region.outputs, region.body)
+        if region.name not in self.regions:
+            weights = {n for n in outside if n.name in self.trace.parameters}
+            self.places[region.name] = self.finder.places(nodes, set(outputs), weights, names)
         self.regions[region.name] = region
         for output in outputs:
             self.values[output] = f"value:{len(self.values)}"
         rows = "last" if kind == "head" else "all"
         return Step(region.name, tuple(globals_), tuple(self.values[o] for o in outputs), rows)
+
+    def _unsized(self, nodes: list[fx.Node], inside: set[fx.Node], outside: list[fx.Node]) -> list[fx.Node]:
+        """Sources of sizes that none of the region's inputs has: they come in for their size alone."""
+        have = {str(s) for n in outside for s in n.meta["val"].shape}
+        queue = [i for n in nodes for i in n.all_input_nodes if _is_size(i)]
+        wanted: dict[fx.Node, None] = {}
+        for size in queue:
+            if size.target != torch.ops.aten.sym_size.int:
+                queue.extend(i for i in size.all_input_nodes if i not in queue)
+            elif str(size.meta["val"]) not in have and size.args[0] not in inside:
+                wanted[size.args[0]] = None
+                have |= {str(s) for s in size.args[0].meta["val"].shape}
+        return list(wanted)
 
     def _leaves(self, user: fx.Node, key: str) -> bool:
         return user.op == "call_function" and self.owner[user] != key
@@ -110,7 +132,10 @@ class _Outliner:
                         name = names.give(node, f"size_{self.symbols.get(wanted, wanted)}")
                         body.append(f"{name} = aten.sym_size.int({names[source]}, {dim})")
                         return
-            raise InternalError("no input of the region has this size", field=node.name, found=wanted)
+            if node.args[0] not in names:
+                raise InternalError("no input of the region has this size", field=node.name, found=wanted)
+            body.append(line(node, names))
+            return
         for inner in node.all_input_nodes:
             self._size(inner, outside, names, body)
         body.append(line(node, names))

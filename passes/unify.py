@@ -27,6 +27,10 @@ class Hole:
         """The argument tree `a` with a hole wherever `b`, from the other sample, has another literal."""
         if isinstance(a, fx.Node):
             return a
+        whole = next((k for k in values if isinstance(values[k], tuple) and isinstance(a, (list, tuple))
+                      and values[k] == tuple(a) and others[k] == tuple(b)), None)
+        if whole is not None:
+            return Hole(whole)
         if isinstance(a, (list, tuple)):
             return type(a)(Hole.merge(x, y, values, others) for x, y in zip(a, b, strict=True))
         if isinstance(a, dict):
@@ -59,9 +63,35 @@ class Unifier:
         step, node = self._differing
         return _short(step), _short(node)
 
-    def bound_tensors(self) -> list[fx.Node | None]:
+    def bound_tensors(self) -> list[fx.Node]:
         """What the pattern's placeholders are bound to, in order."""
-        return [self.bound.get(n) for n in self.pattern.nodes if n.op == "placeholder"]
+        return [self.bound[n] for n in self.pattern.nodes if n.op == "placeholder"]
+
+    def match_all(self, root: fx.Node) -> bool:
+        """Match the pattern's first output at `root` and every other output wherever it hangs on what is bound."""
+        first, *others = outputs_of(self.pattern)
+        return self.match(first, root) and all(out in self.bound or self._find(out) for out in others)
+
+    def _find(self, out: fx.Node) -> bool:
+        """Bind an output that the others do not depend on: follow its steps forward from the rarest bound step."""
+        paths = [path for path in _paths(out) if path[0] in self.bound]
+        paths.sort(key=lambda path: (len(self.bound[path[0]].users), len(path)))
+        for start, *steps in paths[:1]:
+            ends = [self.bound[start]]
+            for step in steps:
+                ends = [u for e in ends for u in e.users if u.target == step.target and u.op == step.op]
+            for end in dict.fromkeys(ends):
+                saved = self._save()
+                if end not in self.bound.values() and self.match(out, end):
+                    return True
+                self._restore(saved)
+        return False
+
+    def _save(self) -> tuple[dict, dict]:
+        return dict(self.bound), dict(self.scalars)
+
+    def _restore(self, saved: tuple[dict, dict]) -> None:
+        self.bound, self.scalars = saved
 
     def match(self, step: fx.Node, node: Any) -> bool:
         """Bind `step` and everything it depends on, starting at the model's `node`."""
@@ -76,10 +106,10 @@ class Unifier:
             return self._differ(step, node)
         self.bound[step] = node
         for args in self._orders(step):
-            saved = dict(self.bound), dict(self.scalars)
+            saved = self._save()
             if self._tree(args, node.args, step, node) and self._tree(step.kwargs, node.kwargs, step, node):
                 return True
-            self.bound, self.scalars = saved
+            self._restore(saved)
         del self.bound[step]
         return False
 
@@ -89,6 +119,11 @@ class Unifier:
 
     def _tree(self, wanted: Any, given: Any, step: fx.Node, node: fx.Node) -> bool:
         if isinstance(wanted, fx.Node):
+            size = wanted.meta.get("val")
+            if isinstance(size, (torch.SymInt, int)):
+                # A size that the pattern computes: traced at the site, it is written in the model's own symbols.
+                return str(size) == str(given.meta.get("val") if isinstance(given, fx.Node) else given) \
+                    or self._differ(step, node)
             return self.match(wanted, given)
         if isinstance(wanted, Hole):
             return self._hole(wanted, given) or self._differ(step, node)
@@ -106,6 +141,8 @@ class Unifier:
             return True
         if isinstance(given, fx.Node):
             return False
+        if isinstance(given, (list, tuple)):
+            given = tuple(given)
         return _same(self.scalars.setdefault(hole.scalar, given), given)
 
     def _differ(self, step: fx.Node, node: Any) -> bool:
@@ -116,6 +153,18 @@ class Unifier:
             self.furthest = sum(1 for n in self.bound if n.op == "call_function" and n is not step)
             self._differing = (step, node)
         return False
+
+
+def _paths(out: fx.Node) -> list[list[fx.Node]]:
+    """From each step or input that `out` depends on, one way down to it."""
+    ways: dict[fx.Node, list[fx.Node]] = {out: [out]}
+    queue = [out]
+    for node in queue:
+        for source in node.all_input_nodes:
+            if source not in ways:
+                ways[source] = [source, *ways[node]]
+                queue.append(source)
+    return list(ways.values())
 
 
 def _same(a: Any, b: Any) -> bool:

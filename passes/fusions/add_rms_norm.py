@@ -14,4 +14,4 @@ def reference(residual: "... H", x: "... H", weight: H, *, eps):  # noqa: F722, 
     return rms_norm.reference(total, weight, eps=eps), total
 
 
-fusion = Fusion(reference, samples=rms_norm.fusion.samples)
+fusion = Fusion(reference, samples=rms_norm.fusion.samples[:2])

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from torch import fx
 
-from glmc.passes.tidy import casts, dead, devices, histogram, metadata, slices, spelling
+from glmc.passes.tidy import (
+    assign,
+    casts,
+    dead,
+    devices,
+    dims,
+    histogram,
+    lanes,
+    metadata,
+    rows,
+    slices,
+    spelling,
+    tables,
+    transposes,
+    views,
+)
 
-ORDER = (metadata, casts, slices, devices, histogram, spelling, dead)
+ORDER = (metadata, casts, assign, devices, histogram, views, dims, slices, rows, transposes, tables, lanes, spelling, dead)
 
 
 def tidy(graph: fx.Graph) -> dict[str, int]:

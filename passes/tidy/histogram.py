@@ -9,11 +9,20 @@ import torch
 from torch import fx
 
 
+def _plain(source: fx.Node) -> fx.Node:
+    """The integers themselves, where they were only cast to others."""
+    while source.target == torch.ops.aten.to.dtype and not source.args[0].meta["val"].is_floating_point():
+        source = source.args[0]
+    return source
+
+
 def run(graph: fx.Graph) -> int:
     """Returns the number of histograms changed."""
     changed = 0
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.histc.default, sort=False):
-        source = node.args[0]
+        source = _plain(node.args[0])
+        if source is not node.args[0] and source is node.args[0].args[0] and node.args[0].meta["val"].is_floating_point():
+            continue
         if not source.meta["val"].is_floating_point():
             with graph.inserting_before(node):
                 wide = graph.call_function(torch.ops.aten.to.dtype, (source, torch.float32))

@@ -14,16 +14,17 @@ def accepts(site) -> str | None:
     return None
 
 
-def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float):
-    """query [B, H, S, D], key and value [B, Hkv, L, D], visible bool [B, 1, S, L] -> [B, H, S, D]."""
+def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None = None, *, scale: float,
+        ) -> torch.Tensor:
+    """query [B, H, S, D], key [B, Hkv, L, D], value [B, Hkv, L, V], visible bool [B, 1, S, L] or all -> [B, H, S, V]."""
     rows, heads, tokens, width = query.shape
     groups = heads // key.shape[1]
     if isinstance(tokens, int) and tokens == 1:
         grouped = query.reshape(rows, key.shape[1], groups, width)
         scores = (grouped.float().unsqueeze(3) * key.float().unsqueeze(2)).sum(-1) * scale
-        weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), dim=-1)
+        weights = torch.softmax(scores if visible is None else scores.masked_fill(~visible, float("-inf")), dim=-1)
         out = (weights.unsqueeze(-1) * value.float().unsqueeze(2)).sum(3)
-        return out.to(query.dtype).reshape(rows, heads, 1, width)
+        return out.to(query.dtype).reshape(rows, heads, 1, value.shape[-1])
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)

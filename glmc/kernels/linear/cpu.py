@@ -21,19 +21,20 @@ def accepts(site) -> str | None:
 
 
 @opaque("linear_rows", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-def _linear_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., I], weight [O, I], bias [O] or None -> [..., O], outside compiled code."""
     if x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return functional.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1]).float()
-    out = x.new_empty(rows.shape[0], weight.shape[0])
+    wide_rows = x.reshape(-1, x.shape[-1]).float()
+    out = x.new_empty(wide_rows.shape[0], weight.shape[0])
     scratch = torch.empty(min(_BLOCK, weight.shape[0]), weight.shape[1])
     for start in range(0, weight.shape[0], _BLOCK):
         block = weight[start:start + _BLOCK]
         wide = scratch[: block.shape[0]].copy_(block)
         if bias is None:
-            out[:, start:start + _BLOCK] = rows @ wide.t()
+            out[:, start:start + _BLOCK] = wide_rows @ wide.t()
         else:
-            out[:, start:start + _BLOCK] = torch.addmm(bias[start:start + _BLOCK].float(), rows, wide.t())
+            out[:, start:start + _BLOCK] = torch.addmm(bias[start:start + _BLOCK].float(), wide_rows, wide.t())
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -44,8 +45,8 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch
 
 def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., I], weight [O, I], bias [O] or None -> [..., O] in x's dtype."""
-    rows = x.numel() // x.shape[-1]
-    if not (isinstance(rows, int) and rows == 1):
+    count = x.numel() // x.shape[-1]
+    if not (isinstance(count, int) and count == 1):
         if x.dtype == torch.bfloat16:
             return torch.ops.glmc.linear_rows(x, weight, bias)
         return functional.linear(x, weight, bias)

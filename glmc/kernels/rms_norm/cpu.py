@@ -9,8 +9,9 @@ def accepts(site) -> str | None:
     return None
 
 
-def run(x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> torch.Tensor:
-    """x [..., H], weight [H] -> [..., H] in the promoted dtype of both."""
+def run(x: torch.Tensor, weight: torch.Tensor | None = None, *, eps: float) -> torch.Tensor:
+    """x [..., H], weight [H] or none -> [..., H] in the promoted dtype of both."""
     wide = x.float()
     scale = torch.rsqrt((wide * wide).sum(-1, keepdim=True) / x.shape[-1] + eps)
-    return (wide * scale).to(x.dtype) * weight
+    normed = (wide * scale).to(x.dtype)
+    return normed if weight is None else normed * weight

@@ -1,0 +1,1 @@
+"""Layer norm, with weight and bias or without; see the fusion `layer_norm`."""

@@ -1,0 +1,1 @@
+"""Tokens through their chosen experts; see the fusion `moe_experts`."""

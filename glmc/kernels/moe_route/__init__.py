@@ -1,0 +1,1 @@
+"""The experts and weights of each token; see the fusion `moe_route`."""

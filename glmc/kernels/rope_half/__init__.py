@@ -1,1 +1,0 @@
-"""The op `rope_half`."""

@@ -1,0 +1,1 @@
+"""cos and sin of every token's angles; see the fusion `rope_table`."""

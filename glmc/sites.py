@@ -1,0 +1,82 @@
+"""From a trace to proved sites: tidy, bring spellings to their normal form, join projections, prove every fusion."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from glmc.ledger import Ledger, scope_of
+from glmc.passes.choose import Decision
+from glmc.passes.declare import all_fusions
+from glmc.passes.match import Found, Index, Matcher, Site
+from glmc.passes.merge import Merged, merge
+from glmc.passes.respell import respell
+from glmc.passes.tidy import tidy
+from glmc.trace import Trace
+from glmc.trail import Trail
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What was found in one graph: the sites and nearest misses of every fusion, and the joined projections."""
+
+    found: list[Found]
+    merged: list[Merged]
+
+    @property
+    def sites(self) -> list[Site]:
+        return [site for f in self.found for site in f.sites]
+
+
+def find_sites(trace: Trace, trail: Trail, matcher: Matcher | None = None) -> Searched:
+    """Bring the traced graph to its normal form, in place, and find the proved sites of every fusion in it."""
+    matcher, fusions = matcher or Matcher(), all_fusions()
+    trail.graph("traced", trace.graph)
+    began = time.perf_counter()
+    counts = tidy(trace.graph)
+    near: dict[str, Found] = {}
+    respelled = respell(trace.graph, fusions, matcher, near)
+    merged = merge(trace)
+    for name, count in tidy(trace.graph).items():
+        counts[name] += count
+    trail.say(2, f"tidy {time.perf_counter() - began:.3f} s: " + ", ".join(f"{k} {v}" for k, v in counts.items())
+              + "".join(f"; {count} {name} respelled" for name, count in respelled.items())
+              + f"; {len(merged)} projections joined")
+    trail.graph("tidy", trace.graph)
+    index, found = Index(trace.graph), []
+    for fusion in fusions:
+        began = time.perf_counter()
+        found.append(matcher.find(fusion, index))
+        for miss in near[fusion.name].misses.values() if fusion.name in near else ():
+            found[-1].keep(miss)
+        trail.say(2, f"match {fusion.name} {time.perf_counter() - began:.3f} s: {len(found[-1].sites)} sites")
+        for miss in found[-1].misses.values():
+            trail.say(3, f"  near miss at {miss.sentence()}")
+    return Searched(found, merged)
+
+
+def make_ledger(found: list[Found], promises: dict[str, dict[str, int]]) -> Ledger:
+    """Promises against proved sites; the ledger holds the nearest miss of each that is broken."""
+    ledger = Ledger()
+    ledger.expect(promises)
+    nearest: dict[str, dict[str, str]] = {}
+    places: dict[str, list[str]] = {}
+    for f in found:
+        places.setdefault(f.fusion, []).extend(s.place for s in f.sites)
+        for miss in sorted(f.misses.values(), key=lambda m: m.agreed):
+            nearest.setdefault(f.fusion, {})[scope_of(miss.place)] = miss.sentence()
+    for fusion, where in places.items():
+        ledger.prove(fusion, where)
+    ledger.check(nearest)
+    return ledger
+
+
+def record(ledger: Ledger, decisions: list[Decision]) -> None:
+    """Write what was taken and refused, and the predicted gain of what was taken, into the ledger."""
+    for decision in decisions:
+        row = ledger.row(decision.site.fusion)
+        if decision.reason is None:
+            row.taken += 1
+            row.predicted_us = round((row.predicted_us or 0.0) + decision.gain_us, 3)
+        else:
+            row.refused.append({"site": decision.site.place, "reason": decision.reason})
