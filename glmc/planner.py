@@ -30,7 +30,7 @@ class Plan:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": self.ledger.to_json()}
+        return {**self.__dict__, "ledger": self.ledger.to_json(), "broken": self.ledger.broken}
 
 
 def parameters(surveyed: Survey) -> dict[str, int]:
@@ -49,7 +49,7 @@ def memory(surveyed: Survey, max_len: int, max_batch: int) -> dict[str, int]:
     dims = surveyed.dims
     item = _BYTES[surveyed.dtype]
     weights = sum(_BYTES[d] * math.prod(s) for d, s in surveyed.weights.values())
-    kv = 2 * dims.layers * dims.kv_heads * dims.head_dim * item
+    kv = (dims.cached or 2 * dims.layers * dims.kv_heads * dims.head_dim) * item
     widest = max(dims.intermediate, dims.moe_intermediate * max(dims.experts_per_token, 1), dims.heads * dims.head_dim)
     activations = max_len * (2 * dims.hidden + 3 * widest) * item + dims.vocabulary * 4 * max_batch
     return {"weights_bytes": weights, "kv_bytes_per_token": kv,
@@ -79,9 +79,11 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
     began = time.perf_counter()
     surveyed = survey(source, named(target), dtype, progress)
     dims = surveyed.dims
-    return Plan(
+    made = Plan(
         model_type=dims.model_type, architecture=(surveyed.config.get("architectures") or [type(surveyed.module).__name__])[0],
         layers=dims.layers, parameters=parameters(surveyed),
-        regions={"distinct": len(surveyed.program.regions), "calls": surveyed.program.calls()},
+        regions={"distinct": sum(len(p.regions) for p in surveyed.programs.values()),
+                 "calls": sum(p.calls() for p in surveyed.programs.values())},
         ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
         seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes)
+    return surveyed.ledger.demand(made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmc import families, published
+from glmc import axis_map, dit_part, families, published, vision_parts
 from glmc.checkpoint.folder import read_config
 from glmc.errors import ConfigError, UsageError
+from glmc.families import fields
 from glmc.families.fields import Dims
-from glmc.ledger import Ledger, scope_of
+from glmc.ledger import Ledger
+from glmc.parts import Part, text_part
 from glmc.passes.choose import Decision, choose
-from glmc.passes.declare import all_fusions
-from glmc.passes.match import Found, Matcher
+from glmc.passes.match import Matcher
+from glmc.passes.merge import fold
 from glmc.passes.outline import outline
+from glmc.passes.prove import Captured, capture
 from glmc.passes.rewrite import rewrite
-from glmc.passes.tidy import tidy
 from glmc.program import Program
+from glmc.sites import find_sites, make_ledger, record
 from glmc.target import Target
-from glmc.trace import Trace
+from glmc.trace import trace
 from glmc.trail import Trail
 
 Progress = Callable[[str, int, int], None]
@@ -33,7 +36,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class Survey:
-    """A surveyed model. `parameters` of the program: name -> (dtype name, shape)."""
+    """A surveyed model.
+
+    programs: part -> program. weights: parameter -> (dtype name, shape). joined: a parameter that the compiler made -> the
+    published ones whose rows it holds, in order. captured: the steps that each distinct taken site replaced.
+    """
 
     config: dict[str, Any]
     family: ModuleType
@@ -43,10 +50,17 @@ class Survey:
     module: nn.Module
     ledger: Ledger
     decisions: list[Decision]
-    program: Program
+    programs: dict[str, Program]
     weights: dict[str, tuple[str, tuple[int, ...]]]
+    joined: dict[str, tuple[str, ...]]
+    captured: list[Captured]
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def program(self) -> Program:
+        """The text model's, which is what an artefact runs."""
+        return self.programs["text"]
 
 
 def dtype_of(config: dict[str, Any], asked: str) -> str:
@@ -60,45 +74,13 @@ def dtype_of(config: dict[str, Any], asked: str) -> str:
     return said
 
 
-def find_sites(trace: Trace, trail: Trail) -> list[Found]:
-    """Tidy the traced graph and find the proved sites of every fusion."""
-    trail.graph("traced", trace.graph)
-    began = time.perf_counter()
-    counts = tidy(trace.graph)
-    trail.say(2, f"tidy {time.perf_counter() - began:.3f} s: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
-    trail.graph("tidy", trace.graph)
-    matcher, found = Matcher(), []
-    for fusion in all_fusions():
-        began = time.perf_counter()
-        found.append(matcher.find(fusion, trace.graph))
-        trail.say(2, f"match {fusion.name} {time.perf_counter() - began:.3f} s: {len(found[-1].sites)} sites")
-        for miss in found[-1].misses.values():
-            trail.say(3, f"  near miss at {miss.sentence()}")
-    return found
-
-
-def make_ledger(found: list[Found], promises: dict[str, dict[str, int]]) -> Ledger:
-    """Promises against proved sites. Raises PromiseBroken with the nearest misses."""
-    ledger = Ledger()
-    ledger.expect(promises)
-    nearest: dict[str, dict[str, str]] = {}
-    for f in found:
-        ledger.prove(f.fusion, [s.place for s in f.sites])
-        for miss in sorted(f.misses.values(), key=lambda m: m.agreed):
-            nearest.setdefault(f.fusion, {})[scope_of(miss.place)] = miss.sentence()
-    ledger.check(nearest)
-    return ledger
-
-
-def record(ledger: Ledger, decisions: list[Decision]) -> None:
-    """Write what was taken and refused, and the predicted gain of what was taken, into the ledger."""
-    for decision in decisions:
-        row = ledger.row(decision.site.fusion)
-        if decision.reason is None:
-            row.taken += 1
-            row.predicted_us = round((row.predicted_us or 0.0) + decision.gain_us, 3)
-        else:
-            row.refused.append({"site": decision.site.place, "reason": decision.reason})
+def parts_of(config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, list[Part]]:
+    """The published model and its parts: the text model first, then what stands beside it."""
+    if "_class_name" in config:
+        model = dit_part.build(config, dtype)
+        return model, [dit_part.dit_part(model, dtype)]
+    model = published.build(config, dtype)
+    return model, [text_part(model, dtype), *vision_parts.parts(model, dtype)]
 
 
 def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress = lambda *_: None) -> Survey:
@@ -115,23 +97,36 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     dims = family.read(config)
     name = dtype_of(config, dtype)
     progress("trace", 0, 1)
-    module = published.build(config, DTYPES[name])
-    trace, symbols = published.trace_model(module, DTYPES[name], dims.layers, dims.kv_heads, dims.head_dim)
+    module, pieces = parts_of(config, DTYPES[name])
+    traces = [(part, trace(part.module, part.args, part.dynamic)) for part in pieces]
     lap("trace")
     progress("match", 0, 1)
-    trail = Trail()
-    found = find_sites(trace, trail)
-    ledger = make_ledger(found, family.promises(dims))
-    decisions = choose([s for f in found for s in f.sites], trace.graph, target)
+    trail, matcher = Trail(), Matcher()
+    searched = [find_sites(traced, trail, matcher) for _, traced in traces]
+    ledger = make_ledger([f for s in searched for f in s.found], family.promises(dims))
+    decisions: list[Decision] = []
+    programs: dict[str, Program] = {}
+    joined: dict[str, tuple[str, ...]] = {}
+    captured: list[Captured] = []
+    for (part, traced), here in zip(traces, searched, strict=True):
+        decided = choose(here.sites, traced.graph, target, taken=sum(d.reason is None for d in decisions))
+        taken = [d.site for d in decided if d.reason is None]
+        captured += capture(taken)
+        rewrite(traced.graph, taken)
+        joined |= fold(traced, here.merged)
+        trail.graph(f"rewritten {part.name}", traced.graph)
+        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name)
+        decisions += decided
     record(ledger, decisions)
-    rewrite(trace.graph, [d.site for d in decisions if d.reason is None])
-    trail.graph("rewritten", trace.graph)
     trail.say(1, ledger.text())
-    program = outline(trace, symbols)
     lap("match")
-    weights = {n.removeprefix("weight:"): (spec.dtype, tuple(int(s) for s in spec.shape))
-               for step in program.steps
-               for n, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True)
-               if role == "weight"}
-    return Survey(config, family, dims, name, target, module, ledger, decisions, program, weights,
-                  notes=ledger.surplus(), seconds=seconds)
+    return Survey(config, family, dims, name, target, module, ledger, decisions, programs, _weights(programs.values()), joined,
+                  captured, notes=[*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus()], seconds=seconds)
+
+
+def _weights(programs: Iterable[Program]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Parameter -> (dtype name, shape), over all parts."""
+    return {n.removeprefix("weight:"): (spec.dtype, tuple(int(s) for s in spec.shape))
+            for program in programs for step in program.steps
+            for n, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True)
+            if role == "weight"}

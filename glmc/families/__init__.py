@@ -17,7 +17,7 @@ from typing import Any
 from glmc.errors import ConfigError, UnknownFamily
 
 FOLDER = Path(__file__).parent
-_HELPERS = ("fields", "dense")
+_HELPERS = ("fields", "counts", "axes", "towers", "latent", "nested")
 
 
 def names() -> list[str]:
@@ -26,8 +26,8 @@ def names() -> list[str]:
 
 
 def load(config: dict[str, Any], file: Any = "config.json") -> ModuleType:
-    """The family file that `config["model_type"]` names. Raises ConfigError, UnknownFamily."""
-    name = config.get("model_type")
+    """The family file that `config["model_type"]`, or diffusers' `_class_name`, names. Raises ConfigError, UnknownFamily."""
+    name = "glm_image_dit" if config.get("_class_name") == "GlmImageTransformer2DModel" else config.get("model_type")
     if not isinstance(name, str):
         raise ConfigError("the configuration names no family", file=file, field="model_type",
                           expected=", ".join(names()), found=name)

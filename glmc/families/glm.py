@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from glmc.families import glm4
-from glmc.families.fields import Dims, scopes, text_dims
+from glmc.families.counts import Counts, decoder, grouped_attention
+from glmc.families.fields import Dims, text_dims
 
 # GLM-4's epsilon is 1.5625e-07: a norm fusion that lists epsilons misses it.
 TINY = {**glm4.TINY, "model_type": "glm", "architectures": ["GlmForCausalLM"], "rms_norm_eps": 1.5625e-07}
@@ -15,9 +16,8 @@ def read(config: dict[str, Any]) -> Dims:
     return text_dims(config)
 
 
-def promises(dims: Dims) -> dict[str, dict[str, int]]:
-    layer = {"rms_norm": 2, "add_rms_norm": 2, "rope_pairs": 2, "silu_mul": 1}
-    return scopes(dims, {**layer, "add_rms_norm": 1}, layer, {"rms_norm": 1, "add_rms_norm": 1})
+def promises(dims: Dims) -> dict[str, Counts]:
+    return decoder(dims, grouped_attention(dims.qk_norm))
 
 
 recipe = glm4.recipe

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from glmc.checkpoint.recipe import Recipe, Take
-from glmc.families.fields import Dims, scopes, text_dims
+from glmc.families.counts import Counts, decoder, grouped_attention
+from glmc.families.fields import Dims, text_dims
 
 TINY = {
     "model_type": "glm4", "architectures": ["Glm4ForCausalLM"], "hidden_size": 48, "intermediate_size": 72,
@@ -19,9 +20,8 @@ def read(config: dict[str, Any]) -> Dims:
     return text_dims(config)
 
 
-def promises(dims: Dims) -> dict[str, dict[str, int]]:
-    layer = {"rms_norm": 4, "add_rms_norm": 2, "rope_pairs": 2, "silu_mul": 1}
-    return scopes(dims, {**layer, "add_rms_norm": 1}, layer, {"rms_norm": 1, "add_rms_norm": 1})
+def promises(dims: Dims) -> dict[str, Counts]:
+    return decoder(dims, grouped_attention(dims.qk_norm), norms=4)
 
 
 def recipe(name: str, dims: Dims) -> Recipe:

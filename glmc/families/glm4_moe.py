@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from glmc.checkpoint.recipe import Concatenate, Recipe, Stack, Take
-from glmc.errors import ConfigError
-from glmc.families.fields import Dims, flag, integer, number, scopes, text_dims
+from glmc.families.counts import Counts, decoder, grouped_attention
+from glmc.families.fields import Dims, flag, routed, text_dims
 
 TINY = {
     "model_type": "glm4_moe", "architectures": ["Glm4MoeForCausalLM"], "hidden_size": 48, "intermediate_size": 72,
@@ -22,31 +22,11 @@ _EXPERTS = re.compile(r"^(model\.layers\.\d+\.mlp\.experts)\.(gate_up_proj|down_
 
 
 def read(config: dict[str, Any]) -> Dims:
-    experts, top = integer(config, "n_routed_experts", high=4096), integer(config, "num_experts_per_tok", high=4096)
-    groups, kept = integer(config, "n_group", default=1), integer(config, "topk_group", default=1)
-    if top > experts:
-        raise ConfigError("more experts a token than experts", file="config.json", field="num_experts_per_tok",
-                          expected=f"at most n_routed_experts = {experts}", found=top)
-    if experts % groups or kept > groups or experts // groups < 2 or top > kept * (experts // groups):
-        raise ConfigError("the groups of experts do not fit", file="config.json", field="n_group",
-                          expected="a divisor of n_routed_experts, at least 2 experts a group, topk_group of them enough",
-                          found=f"n_group {groups}, topk_group {kept}, n_routed_experts {experts}")
-    integer(config, "n_shared_experts", high=64, default=1)
-    number(config, "routed_scaling_factor", 0.0, 1e4, 1.0)
-    dense = integer(config, "first_k_dense_replace", low=0, high=1024, default=1)
-    return text_dims(
-        config, qk_norm=flag(config, "use_qk_norm", False), experts=experts, experts_per_token=top,
-        moe_intermediate=integer(config, "moe_intermediate_size"),
-        dense_layers=min(dense, integer(config, "num_hidden_layers", high=1024)))
+    return text_dims(config, qk_norm=flag(config, "use_qk_norm", False), **routed(config))
 
 
-def promises(dims: Dims) -> dict[str, dict[str, int]]:
-    layer = {"rms_norm": 4, "qk_norm_rope": 2} if dims.qk_norm else {"rms_norm": 2}
-    layer |= {"rope_half": 2, "add_rms_norm": 2}
-    made = scopes(dims, {**layer, "add_rms_norm": 1}, layer, {"rms_norm": 1, "add_rms_norm": 1})
-    for i in range(dims.layers):
-        made[f"layers.{i}"]["silu_mul"] = 1 if i < dims.dense_layers else 2
-    return made
+def promises(dims: Dims) -> dict[str, Counts]:
+    return decoder(dims, grouped_attention(dims.qk_norm))
 
 
 def recipe(name: str, dims: Dims) -> Recipe:

@@ -1,0 +1,32 @@
+"""GLM-Image's autoregressive part: a dense text model, RoPE on halves over three axes, a head over image tokens only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glmc.families import nested
+from glmc.families.fields import Dims, integer
+
+TINY = {
+    "model_type": "glm_image", "architectures": ["GlmImageForConditionalGeneration"], "tie_word_embeddings": False,
+    "text_config": {
+        **nested.TEXT, "model_type": "glm_image_text", "vision_vocab_size": 37, "head_dim": 16, "hidden_size": 48,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "attention_bias": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+                            "mrope_section": [1, 2, 3]},
+    },
+    "vision_config": {"model_type": "glm_image_vision", "hidden_size": 24, "depth": 2, "num_heads": 3,
+                      "intermediate_size": 40, "hidden_act": "gelu", "image_size": 28, "patch_size": 7, "in_channels": 3,
+                      "layer_norm_eps": 1e-06, "attention_bias": True},
+    "vq_config": {"model_type": "glm_image_vqmodel", "embed_dim": 20, "latent_channels": 24, "num_embeddings": 29,
+                  "in_channels": 3},
+    "image_token_id": 120, "image_start_token_id": 30, "image_end_token_id": 31,
+}
+
+
+def read(config: dict[str, Any]) -> Dims:
+    integer(nested.text_of(config), "vision_vocab_size", default=16512)
+    return nested.read_text(config)
+
+
+promises = nested.promises
