@@ -4,6 +4,7 @@ plan(source)            what the compiler will do, from the configuration alone
 compile(source, out)    the whole road
 load(out)               a model that generates
 torch.compile(module, backend="glmc")    the same passes under dynamo
+ledger_of(compiled)     what those passes found for it
 
 Importing glmc imports no torch; the first call does.
 """
@@ -14,14 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glmc.backend import ledger_of
     from glmc.build import compile
     from glmc.planner import plan
     from glmc.runtime.session import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compile", "load", "plan"]
+__all__ = ["__version__", "compile", "ledger_of", "load", "plan"]
 
-_HOMES = {"plan": "glmc.planner", "compile": "glmc.build", "load": "glmc.runtime.session"}
+_HOMES = {"plan": "glmc.planner", "compile": "glmc.build", "load": "glmc.runtime.session",
+          "ledger_of": "glmc.backend"}
 
 
 def __getattr__(name: str) -> Any:
