@@ -15,7 +15,9 @@ from glmc.artifact import Artifact
 from glmc.artifact_write import ArtifactWriter
 from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.pack import Want, check, pack
-from glmc.errors import UsageError
+from glmc.checkpoint.recipe import Concatenate, Recipe
+from glmc.errors import ConfigError, NotCompiled, UsageError
+from glmc.families.fields import Dims
 from glmc.machine import cpu_flags
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
@@ -38,7 +40,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         raise UsageError("this version does not quantise", field="quant", expected="none", found=quant)
     with ArtifactWriter(Path(out)) as writer:
         checkpoint = Checkpoint.open(source)
-        positions = families.load(checkpoint.config, source).read(checkpoint.config).max_positions
+        positions = _compilable(checkpoint.config, source).max_positions
         bounds = _bounds(min(4096, positions) if max_len is None else max_len, max_batch, positions)
         surveyed = survey(source, machine, dtype, progress)
         computed = published.computed_buffers(surveyed.module)
@@ -47,7 +49,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         leftover = check(checkpoint, wanted, surveyed.family.leftovers(surveyed.dims))
         layout = [(name, _SAFETENSORS[d], tuple(shape)) for name, (d, shape) in surveyed.weights.items()]
         files = checkpoint.extra_files()
-        proofs = prove([d.site for d in surveyed.decisions if d.reason is None], machine)
+        proofs = prove(surveyed.captured, machine)
         progress("prove", len(proofs), len(proofs))
         weights = writer.weights(layout)
         for name, tensor in buffers.items():
@@ -58,13 +60,26 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         for name, path in files.items():
             writer.add_file(name, path)
         writer.add_json("program.json", surveyed.program.to_json())
-        writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes})
+        writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes,
+                                       "broken": surveyed.ledger.broken})
         writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs]})
         writer.add_json("config.json", surveyed.config)
         progress("seal", 0, 1)
         writer.seal(_manifest(surveyed, bounds, checkpoint, leftover), check=checkpoint.check_unchanged)
         progress("seal", 1, 1)
-    return Artifact.open(Path(out))
+    return surveyed.ledger.demand(Artifact.open(Path(out)))
+
+
+def _compilable(config: dict[str, Any], source: Any) -> Dims:
+    """Dims of a model that this version compiles. Raises NotCompiled for one that it only plans, ConfigError."""
+    family = families.load(config, source)
+    dims = family.read(config)
+    if not hasattr(family, "recipe"):
+        raise NotCompiled(f"this version plans {dims.model_type} and does not compile it", file=source, field="model_type")
+    if dims.quantised is not None:
+        raise ConfigError("quantised checkpoints are not read by this family yet", file="config.json",
+                          field="quantization_config", found=dims.quantised, hint="use the bfloat16 checkpoint")
+    return dims
 
 
 def _bounds(max_len: int, max_batch: int, positions: int) -> Bounds:
@@ -78,8 +93,13 @@ def _bounds(max_len: int, max_batch: int, positions: int) -> Bounds:
 
 
 def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor]) -> dict[str, Want]:
-    recipe, dims = surveyed.family.recipe, surveyed.dims
-    return {name: Want(recipe(name, dims), shape, _SAFETENSORS[d])
+    family, dims = surveyed.family, surveyed.dims
+
+    def recipe(name: str) -> Recipe:
+        parts = surveyed.joined.get(name)
+        return family.recipe(name, dims) if parts is None else Concatenate(tuple(family.recipe(p, dims) for p in parts), 0)
+
+    return {name: Want(recipe(name), shape, _SAFETENSORS[d])
             for name, (d, shape) in surveyed.weights.items() if name not in buffers}
 
 

@@ -98,6 +98,13 @@ class UnknownFamily(CheckpointError):
     code = "unknown-family"
 
 
+class NotCompiled(CheckpointError):
+    """glmc plans this model and does not compile it yet."""
+
+    code = "not-compiled"
+    hint = "`glmc plan` tells what is known of it"
+
+
 class DamagedShard(CheckpointError):
     """A safetensors file is missing, truncated or breaks the format."""
 
@@ -130,9 +137,13 @@ class CheckpointChanged(CheckpointError):
 
 
 class PromiseBroken(CheckpointError):
-    """A layer yields fewer proved sites of a fusion than its family promises."""
+    """A layer yields fewer proved sites of a fusion than its family promises. The work is done all the same, unfused there.
+
+    `finished` is what was made: the Plan, or the sealed Artifact, whose numbers are right and whose ledger says the same.
+    """
 
     code = "promise-broken"
+    finished: Any = None
     hint = "GLMC_SHOW=3 prints every near miss; a new spelling goes into the fusion's file under `also`"
 
 

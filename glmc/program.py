@@ -19,11 +19,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from glmc.errors import DamagedArtifact
+from glmc.errors import DamagedArtifact, IncompatibleArtifact
 
+PLACES_VERSION = 1
 ROLES = ("value", "weight", "cache")
 # Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
 FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}
@@ -118,25 +119,47 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a published module begins and ends in a region: names of the values that it reads and that others read of it.
+
+    "linear[96:128]" are columns of a value.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Places = dict[str, dict[str, Place]]
+"""Region -> module -> place. Inside a layer the module's path is relative to the layer, elsewhere it is whole."""
+
+
+@dataclass(frozen=True)
 class Program:
-    """Regions by name, steps in order, and the name of the logits."""
+    """Regions by name, steps in order, the name of the logits, and where the published modules are in the regions."""
 
     regions: dict[str, Region]
     steps: tuple[Step, ...]
     logits: str
+    places: Places = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        places = {region: {module: [list(p.inputs), list(p.outputs)] for module, p in found.items()}
+                  for region, found in self.places.items()}
         return {"regions": sorted(self.regions), "logits": self.logits,
+                **({"places": {"version": PLACES_VERSION, "regions": places}} if places else {}),
                 "steps": [{"region": s.region, "inputs": list(s.inputs), "outputs": list(s.outputs), "rows": s.rows}
                           for s in self.steps]}
 
     @staticmethod
     def from_json(data: dict[str, Any], regions: dict[str, Region]) -> Program:
-        """Raises DamagedArtifact where a step names an unknown region, or a value before it is made."""
+        """Raises DamagedArtifact where a step names an unknown region, or a value before it is made.
+
+        Artefacts without places are read too, with none; IncompatibleArtifact for places of another version.
+        """
         try:
             steps = tuple(Step(s["region"], tuple(s["inputs"]), tuple(s["outputs"]), s["rows"]) for s in data["steps"])
-            program = Program(regions, steps, data["logits"])
-        except (KeyError, TypeError) as error:
+            program = Program(regions, steps, data["logits"], _places(data.get("places")))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedArtifact("program.json lacks a field", file="program.json", field=str(error)) from error
         program.check()
         return program
@@ -159,3 +182,14 @@ class Program:
 
     def calls(self) -> int:
         return len(self.steps)
+
+
+def _places(data: Any) -> Places:
+    """`Program.places` from its JSON, None where there was none. Raises IncompatibleArtifact, and what a wrong shape raises."""
+    if data is None:
+        return {}
+    if data["version"] != PLACES_VERSION:
+        raise IncompatibleArtifact("the places of modules are of another version", file="program.json",
+                                   expected=PLACES_VERSION, found=data["version"])
+    return {region: {module: Place(tuple(inputs), tuple(outputs)) for module, (inputs, outputs) in found.items()}
+            for region, found in data["regions"].items()}

@@ -9,6 +9,7 @@ import typer
 
 import glmc
 from glmc.cli import arguments, show
+from glmc.cli.outcome import outcome
 from glmc.cli.progress import progress
 from glmc.errors import OutputExists
 from glmc.target import compilable
@@ -30,12 +31,15 @@ def compile(source: arguments.Source, out: Destination, target: arguments.Target
     arguments.checkpoint(source)
     if out.exists() or out.is_symlink():  # said before torch is imported; the writer asks again when it counts
         raise OutputExists("the output is there already", file=out)
-    with progress() as report:
-        made = glmc.compile(source, out, target=target, dtype=dtype, quant=None if quant == "none" else quant,
-                            max_len=max_len, max_batch=max_batch, progress=report)
-    ledger = made.json("ledger.json")
+    with outcome() as made, progress() as report:
+        made.finished = glmc.compile(source, out, target=target, dtype=dtype, quant=None if quant == "none" else quant,
+                                       max_len=max_len, max_batch=max_batch, progress=report)
+    artifact = made.finished
+    ledger = artifact.json("ledger.json")
     if json:
-        show.data({"path": str(made.folder), "digest": made.manifest["digest"], "files": made.files, **ledger})
-        return
-    show.console(stderr=True).print(*show.ledger(ledger["ledger"]))
-    typer.echo(made.folder)
+        show.data({"path": str(artifact.folder), "digest": artifact.manifest["digest"], "files": artifact.files, **ledger,
+                   **made.told()})
+    else:
+        show.console(stderr=True).print(*show.ledger(ledger["ledger"]))
+        typer.echo(artifact.folder)
+    made.leave(told=json)

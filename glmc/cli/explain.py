@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,13 @@ def explain(name: Name, json: arguments.Json = False) -> None:
     screen.print(answer["text"], soft_wrap=True)
     if answer.get("reference"):
         screen.print(f"\n{answer['reference']}", soft_wrap=True)
+    if answer.get("pattern"):
+        pattern = answer["pattern"]
+        screen.print("\nforms in bfloat16:\n" + "\n".join(f"  {form}" for form in pattern["forms"]), soft_wrap=True)
+        screen.print("\nthe first, traced (_ is closed by the proof at each site):\n\n" + pattern["steps"], soft_wrap=True)
+        if pattern["spellings"]:
+            screen.print("\nother spellings, brought to this one:\n" + "\n".join(f"  {s}" for s in pattern["spellings"]),
+                         soft_wrap=True)
     if answer.get("facts"):
         screen.print(show.facts("", answer["facts"]))
 
@@ -94,8 +102,29 @@ def _fusion(path: Path) -> dict[str, Any]:
     source, tree, text = _parsed(path)
     reference = next((ast.get_source_segment(source, node) for node in tree.body
                       if isinstance(node, ast.FunctionDef) and node.name == "reference"), None)
-    return _answer("fusion", path.stem, text, reference=reference, facts=_machines(KERNELS / path.stem),
-                   file=f"passes/fusions/{path.name}")
+    reference = reference and re.sub(r"  # noqa.*", "", reference)
+    return _answer("fusion", path.stem, text, reference=reference, pattern=_pattern(path.stem),
+                   facts={**_machines(KERNELS / path.stem), **_targets(path.stem)}, file=f"passes/fusions/{path.name}")
+
+
+def _pattern(fusion: str) -> dict[str, Any]:
+    """The reference as it is traced in bfloat16: every form, the steps of the first, and the other spellings."""
+    import torch
+
+    from glmc.passes.declare import load
+    from glmc.passes.pattern import patterns
+
+    declared = load(fusion)
+    forms = patterns(declared.maths, torch.bfloat16)
+    return {"forms": [p.form() for p in forms], "steps": forms[0].text(),
+            "spellings": [f"{f.__qualname__}: {inspect.getdoc(f) or ''}" for f in (s.theirs.function for s in declared.also)]}
+
+
+def _targets(fusion: str) -> dict[str, str]:
+    """Which targets have a kernel."""
+    has = {name: (KERNELS / fusion / f"{target.machine}.py").is_file() for name, target in TARGETS.items()}
+    return {"taken on": ", ".join(n for n in has if has[n]) or "no target",
+            "no kernel on": ", ".join(n for n in has if not has[n]) or "none"}
 
 
 def _op(folder: Path) -> dict[str, Any]:

@@ -32,17 +32,16 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
 
 
 def proofs_table(proofs: list[dict[str, Any]]) -> Table:
-    """Each fusion's distinct sites and its worst error, next to that of the reference it was held against."""
-    worst: dict[str, list[float]] = {}
+    """Each fusion's distinct sites and its worst error beside that of the steps it replaced; what was replayed otherwise."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for proof in proofs:
-        row = worst.setdefault(proof["fusion"], [0, 0, 0.0, 0.0])
-        row[0] += 1
-        row[1] += proof["places"]
-        row[2:] = max(row[2], proof["kernel_error"]), max(row[3], proof["reference_error"])
-    return show.rows("proofs (error against float64, relative to the largest result)",
-                     ("fusion", "distinct", "sites", "worst kernel error", "worst reference error"),
-                     [(name, int(distinct), int(sites), kernel, reference)
-                      for name, (distinct, sites, kernel, reference) in sorted(worst.items())])
+        groups.setdefault(proof["fusion"], []).append(proof)
+    return show.rows("proofs (error against float64, relative to the largest result of a row)",
+                     ("fusion", "distinct", "sites", "worst kernel error", "worst error of the steps", "most rows", "note"),
+                     [(name, len(group), sum(p["places"] for p in group), max(p["kernel_error"] for p in group),
+                       max(p["reference_error"] for p in group), max(p.get("rows", 0) for p in group),
+                       "; ".join(dict.fromkeys(p["note"] for p in group if p.get("note"))))
+                      for name, group in sorted(groups.items())])
 
 
 def _program(opened: Artifact) -> Program:

@@ -9,6 +9,7 @@ import typer
 
 import glmc
 from glmc.cli import arguments, show
+from glmc.cli.outcome import outcome
 from glmc.cli.progress import progress
 
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder or a config.json.",
@@ -19,10 +20,12 @@ def plan(source: Source, target: arguments.TargetName = "cpu", json: arguments.J
     """Say what would be compiled: ledger, parameters, memory, roofline. Reads no weights."""
     arguments.target_name(target)
     arguments.existing(source)
-    with progress() as report:
-        answer = glmc.plan(source, target=target, progress=report)
+    with outcome() as made, progress() as report:
+        made.finished = glmc.plan(source, target=target, progress=report)
+    answer = made.finished
     if json:
-        show.data(answer.to_json())
+        show.data({**answer.to_json(), **made.told()})
+        made.leave(told=True)
         return
     screen = show.console()
     parameters, memory, roofline, regions = answer.parameters, answer.memory, answer.roofline, answer.regions
@@ -38,3 +41,4 @@ def plan(source: Source, target: arguments.TargetName = "cpu", json: arguments.J
     }), *show.ledger(answer.ledger.to_json()))
     for note in answer.notes:
         show.talk(f"note: {show.terminal_safe(note)}")
+    made.leave()
