@@ -51,7 +51,7 @@ class Model:
             weights = artifact.load_weights(torch.get_num_threads())
             calls = code.result()
         loaded = time.perf_counter()
-        self.steps = Steps(program, weights, calls)
+        self.program, self.steps = program, Steps(program, weights, calls)
         self.cache = Cache(self.dims, getattr(torch, manifest["dtype"]), self.bounds["max_batch"], self.bounds["max_len"])
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
@@ -110,14 +110,18 @@ class Model:
         return self._run("decode" if len(tokens) == 1 else "decode_rows", tokens, positions, 0, False)
 
     def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return self.steps.run(form, self.named(tokens, positions, row), every_row)
+
+    def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
+        """What a program reads, by name: the inputs, and views of the cache from row `row` on."""
         slots = max(2, int(positions.max()) + 1)
         # Compiled code takes the strides of contiguous tensors for granted.
         named = {"input:input_ids": tokens.contiguous(), "input:positions": positions.contiguous(),
                  "input:slots": torch.arange(slots)}
         for name, view in self.cache.views(row, len(tokens), slots).items():
             named[f"cache:{name}"] = view
-        with torch.no_grad():
-            return self.steps.run(form, named, every_row)
+        return named
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """LongTensor [B, S] without padding -> float32 [B, S, vocabulary]. Uses cache row 0; for checking."""

@@ -59,18 +59,23 @@ class Steps:
                                   expected=spec.text(), found=None if tensor is None else list(tensor.shape))
         return tensor
 
+    def ready(self, number: int, form: str, values: dict[str, torch.Tensor], every_row: bool) -> tuple[Call, list[Any]]:
+        """Step `number`'s call in `form` and what it is called with; `values` holds what the steps before it made."""
+        bound = self._steps[number]
+        inputs: list[Any] = list(bound.inputs)
+        for position, name in bound.holes:
+            inputs[position] = values[name]
+        if bound.step.rows == "last" and not every_row and "S" not in FORMS[form]:
+            for position, dim in bound.rows:
+                inputs[position] = inputs[position].narrow(dim, inputs[position].shape[dim] - 1, 1).contiguous()
+            form = "decode"
+        return self.calls[form][bound.step.region], inputs
+
     def run(self, form: str, named: dict[str, torch.Tensor], every_row: bool) -> torch.Tensor:
         """Run all steps. named: input:NAME and cache:NAME. Returns logits [B, S or 1, vocabulary]."""
         values = dict(named)
-        for bound in self._steps:
-            inputs: list[Any] = list(bound.inputs)
-            for position, name in bound.holes:
-                inputs[position] = values[name]
-            call = self.calls[form][bound.step.region]
-            if bound.step.rows == "last" and not every_row and "S" not in FORMS[form]:
-                for position, dim in bound.rows:
-                    inputs[position] = inputs[position].narrow(dim, inputs[position].shape[dim] - 1, 1).contiguous()
-                call = self.calls["decode"][bound.step.region]
+        for number, bound in enumerate(self._steps):
+            call, inputs = self.ready(number, form, values, every_row)
             for name in bound.release:
                 del values[name]
             values.update(zip(bound.step.outputs, call(inputs), strict=True))

@@ -225,13 +225,17 @@ def test_a_folder_without_permission(source, tmp_path):
         compiled(source, tmp_path / "no" / "such" / "folder.glmc")
 
 
-def test_a_broken_promise_leaves_nothing(source, out, monkeypatch):
+def test_a_broken_promise_is_told_beside_a_whole_artefact(source, out, monkeypatch):
     from glmc.families import glm
 
-    monkeypatch.setattr(glm, "promises", lambda dims: {"layers.0": {"rope_half": 1}})
-    with pytest.raises(PromiseBroken, match=r"layers\.0"):
+    monkeypatch.setattr(glm, "promises", lambda dims: {"layers.0": {"moe_route": 1}})
+    with pytest.raises(PromiseBroken, match=r"layers\.0 promises 1 `moe_route`, proved 0") as fault:
         compiled(source, out)
-    assert left(out) == []
+    made = fault.value.finished
+    made.verify()
+    assert made.folder == out
+    (broken,) = made.json("ledger.json")["broken"]
+    assert "nearest:" in broken
 
 
 def test_the_default_length_is_what_the_model_has(tmp_path):

@@ -64,9 +64,9 @@ def test_transformers_generate(artifact: tuple[Path, str], tmp_path: Path) -> No
 
 def test_torch_compile(tmp_path: Path) -> None:
     printed = run(EXAMPLES / "torch_compile.py", cwd=tmp_path)
-    difference = float(printed.splitlines()[0].rsplit(" ", 1)[1])
-    assert difference < 1e-4
-    assert "qk_norm_rope: expected 0, proved 2, taken 2, refused 0" in printed
+    assert all(float(line.rsplit(" ", 1)[1]) < 1e-4 for line in printed.splitlines()[:3])
+    assert "graph 0/1: 107 steps, 1 open sizes, rewritten" in printed
+    assert "qk_norm_rope: proved 4," in printed
 
 
 def test_train_tiny(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import glmc
+from glmc import families
 from glmc.errors import PromiseBroken, UnknownName
 
 KEYS = {"model_type", "architecture", "layers", "parameters", "regions", "ledger", "memory", "roofline", "seconds"}
@@ -58,6 +59,18 @@ def test_a_target_without_kernels_can_be_planned_for(tmp_path):
         assert row["predicted_us"] is None or row["taken"]
 
 
+@pytest.mark.parametrize("family", families.names())
+def test_every_part_of_every_family_keeps_its_promises(tmp_path, family):
+    plan = glmc.plan(write(tmp_path, family), target="npu:ascend910b")
+    assert plan.notes == []
+    assert {"rope", "rms_norm"} - {"rms_norm" if family == "glm_image_dit" else ""} <= {
+        row["fusion"] for row in plan.to_json()["ledger"] if row["proved"]}
+    for row in plan.to_json()["ledger"]:
+        assert row["by_scope"]["expected"] == row["by_scope"]["proved"], row["fusion"]
+        assert (row["taken"], len(row["refused"])) == (0, row["proved"]), "this version has no kernel for that machine"
+        assert all("npu" in r["reason"] or "cut" in r["reason"] for r in row["refused"])
+
+
 def test_an_unknown_target_is_named(tmp_path):
     with pytest.raises(UnknownName, match="abacus"):
         glmc.plan(write(tmp_path, "glm"), target="abacus")
@@ -93,7 +106,7 @@ def rolled(x):
 
 @pytest.mark.parametrize(("where", "spelling", "fusion", "agreed"), [
     ("Glm4MoeRMSNorm.forward", squared, "rms_norm", "aten.pow.Tensor_Scalar"),
-    ("rotate_half", rolled, "rope_half", "aten.cat.default"),
+    ("rotate_half", rolled, "rope", "aten.cat.default"),
 ])
 def test_a_new_spelling_breaks_the_promise_and_shows_the_miss(tmp_path, monkeypatch, where, spelling, fusion, agreed):
     from transformers.models.glm4_moe import modeling_glm4_moe
@@ -108,5 +121,9 @@ def test_a_new_spelling_breaks_the_promise_and_shows_the_miss(tmp_path, monkeypa
         glmc.plan(write(tmp_path, "glm4_moe", num_hidden_layers=2))
     text = str(fault.value)
     assert fault.value.exit == 3
+    plan = fault.value.finished.to_json()
+    (row,) = [r for r in plan["ledger"] if r["fusion"] == fusion]
+    assert row["proved"] < row["expected"]
+    assert any(fusion in b for b in plan["broken"])
     for word in ("layers.0", fusion, "promises", "reference  ", "model  ", agreed, "also", "steps of"):
         assert word in text, (word, text)

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 import glmc
 from glmc import errors
 from glmc.cli.main import app
-from glmc.errors import GlmcError, WeightMissing
+from glmc.errors import GlmcError, PromiseBroken, WeightMissing
 
 VERBS = ("plan", "compile", "run", "inspect", "verify", "explain", "doctor")
 LEDGER = [
     {"fusion": "rms_norm", "expected": 3, "proved": 3, "taken": 1, "predicted_us": 2.5, "measured_us": None,
      "refused": [{"site": f"layers.{i}", "reason": f"shares steps with x at layers.{i}.norm"} for i in range(2)]},
-    {"fusion": "rope_half", "expected": 0, "proved": 0, "taken": 0, "predicted_us": None, "measured_us": None,
+    {"fusion": "moe_route", "expected": 0, "proved": 0, "taken": 0, "predicted_us": None, "measured_us": None,
      "refused": []},
 ]
 
@@ -53,7 +53,7 @@ def checkpoint(tmp_path):
 
 # --- light verbs -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["explain", "rms_norm"], *([v, "--help"] for v in VERBS)])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["explain", "GLMC_FUEL"], *([v, "--help"] for v in VERBS)])
 def test_light_command_lines_import_no_torch(words):
     code = ("import sys\nfrom typer.testing import CliRunner\nfrom glmc.cli.main import app\n"
             f"done = CliRunner().invoke(app, {words!r})\n"
@@ -188,13 +188,29 @@ def planned(source, target, progress):
         roofline={"target": target, "bytes_per_token": 2048, "tokens_per_second": 10.5}, to_json=lambda: facts)
 
 
+def test_a_broken_promise_is_told_beside_the_plan(monkeypatch, checkpoint):
+    def broken(*args, **kwargs):
+        error = PromiseBroken("layers.0 promises 2 `rope`, proved 0")
+        error.finished = planned(*args, **kwargs)
+        raise error
+
+    replace(monkeypatch, "plan", broken)
+    done = call("plan", str(checkpoint))
+    assert done.exit_code == PromiseBroken.exit == 3
+    assert "rms_norm" in done.stdout, "the ledger is shown all the same"
+    assert "layers.0 promises 2 `rope`" in done.stderr
+    done = call("plan", str(checkpoint), "--json")
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["model_type"], told["error"]["code"]) == (3, "glm4", "promise-broken")
+
+
 def test_plan_prints_tables_and_talks_on_stderr(monkeypatch, checkpoint):
     replace(monkeypatch, "plan", planned)
     done = call("plan", str(checkpoint))
     assert done.exit_code == 0
     for said in ("12,345", "2.0 KiB", "10.5 tokens/s on cpu", "rms_norm", "shares steps with x at layers.N.norm"):
         assert said in done.stdout
-    assert "rope_half" not in done.stdout
+    assert "moe_route" not in done.stdout
     assert "noise" not in done.stdout
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["trace", "noise", "note"]
     assert json.loads(call("plan", str(checkpoint), "--json").stdout) == {"model_type": "glm4", "layers": 2}

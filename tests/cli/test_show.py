@@ -30,9 +30,21 @@ def test_every_known_name_is_explained(name):
 
 
 def test_a_fusion_shows_its_reference_and_kernels():
-    told = json.loads(call("explain", "rope_half", "--json").stdout)
+    told = json.loads(call("explain", "rope", "--json").stdout)
     assert told["reference"].startswith("def reference(")
-    assert "kernels/rope_half/cpu.py" in told["facts"]
+    assert "noqa" not in told["reference"]
+    assert "kernels/rope/cpu.py" in told["facts"]
+    assert "cpu" in told["facts"]["taken on"]
+    assert "npu:ascend910b" in told["facts"]["no kernel on"]
+
+
+def test_a_fusion_shows_its_traced_pattern():
+    pattern = json.loads(call("explain", "rope", "--json").stdout)["pattern"]
+    assert any("read, write recovered" in form for form in pattern["forms"])
+    assert "aten.unbind.int(unflatten, read)" in pattern["steps"]
+    assert "aten.slice.Tensor(x, -1, 0, _, 1)" in pattern["steps"], "a literal that only the proof closes"
+    assert len(pattern["spellings"]) == 12
+    assert all(": " in line and not line.endswith(": ") for line in pattern["spellings"])
 
 
 def test_doctor(monkeypatch):

@@ -90,7 +90,7 @@ def half_as_good_at_worst(made):
     assert ours[1] <= 2 * theirs[1]
 
 
-@pytest.mark.parametrize("family", models.families.names())
+@pytest.mark.parametrize("family", models.COMPILED)
 def test_bfloat16_is_as_near_to_float64_as_transformers_is(family):
     half_as_good_at_worst(models.made(family, "bfloat16"))
 
@@ -120,6 +120,6 @@ def test_native_code_chunks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", models.families.names())
+@pytest.mark.parametrize("family", models.COMPILED)
 def test_native_code_in_bfloat16_is_as_near_to_float64_as_transformers_is(family):
     half_as_good_at_worst(models.made(family, "bfloat16", target="cpu", max_batch=1))

@@ -7,7 +7,7 @@ import ast
 import pytest
 from house.source import ROOT, python_files, text
 
-FUSIONS = [path for path in python_files("passes/fusions") if not path.endswith("__init__.py")]
+FUSIONS = [path for path in python_files("passes/fusions") if not path.rsplit("/", 1)[1].startswith("_")]
 FAMILIES = [path for path in python_files("glmc/families") if not path.endswith("__init__.py")]
 
 

@@ -12,20 +12,17 @@ from glmc import kernels
 from glmc.errors import UsageError
 from glmc.passes import declare
 from glmc.passes.choose import choose, predicted_us
-from glmc.passes.match import Matcher
 from glmc.target import named
 
 CPU = named("cpu")
-PARTS = ("qk_norm_rope", "rms_norm", "rope_half")
+PARTS = ("qk_norm_rope", "rms_norm", "rope")
 
 
 @pytest.fixture
 def overlapping():
     """A graph with one site of each of PARTS, the first of which holds the others."""
-    fusion = declare.load("qk_norm_rope")
-    graph = traced.graph_of(fusion.reference, traced.normal(fusion, traced.SIZES[1], torch.float32), {"eps": 1e-5})
-    matcher = Matcher()
-    return graph, [s for name in PARTS for s in matcher.find(declare.load(name), graph).sites]
+    graph = traced.reference_graph(traced.unseen(declare.load("qk_norm_rope"), 0, 1), torch.float32)
+    return graph, [s for name in PARTS for s in traced.find(declare.load(name), graph).sites]
 
 
 def reasons(decisions):
@@ -51,14 +48,14 @@ def test_the_order_of_fusions_means_nothing(overlapping):
 
 
 def test_only_what_the_knob_names_is_taken(overlapping, monkeypatch):
-    monkeypatch.setenv("GLMC_ONLY", "rms_norm, rope_half")
+    monkeypatch.setenv("GLMC_ONLY", "rms_norm, rope")
     decided = reasons(choose(overlapping[1], overlapping[0], CPU))
-    assert decided == {"qk_norm_rope": "GLMC_ONLY leaves it out", "rms_norm": None, "rope_half": None}
+    assert decided == {"qk_norm_rope": "GLMC_ONLY leaves it out", "rms_norm": None, "rope": None}
 
 
 @pytest.mark.parametrize(("fuel", "taken"), [("0", 0), ("1", 1), ("2", 2), ("-1", 2)])
 def test_fuel_bounds_the_rewrites(overlapping, monkeypatch, fuel, taken):
-    monkeypatch.setenv("GLMC_ONLY", "rms_norm,rope_half")
+    monkeypatch.setenv("GLMC_ONLY", "rms_norm,rope")
     monkeypatch.setenv("GLMC_FUEL", fuel)
     decided = reasons(choose(overlapping[1], overlapping[0], CPU))
     assert sum(r is None for r in decided.values()) == taken
@@ -80,7 +77,7 @@ def test_a_site_across_a_cut_is_refused(overlapping):
         node.meta["nn_module_stack"] = {"x": (f"model.layers.{layer}", None)}
     decided = reasons(choose(sites, graph, CPU))
     assert decided == {"qk_norm_rope": "crosses the cut between layer.0 and layer.1",
-                       "rms_norm": None, "rope_half": None}
+                       "rms_norm": None, "rope": None}
 
 
 def test_a_kernel_may_refuse_a_site_and_says_why(overlapping, monkeypatch):
@@ -92,9 +89,9 @@ def test_a_kernel_may_refuse_a_site_and_says_why(overlapping, monkeypatch):
 
     monkeypatch.setattr(kernels.load("qk_norm_rope", "cpu"), "accepts", accepts)
     decided = reasons(choose(overlapping[1], overlapping[0], CPU))
-    assert decided == {"qk_norm_rope": "heads are too wide for this machine", "rms_norm": None, "rope_half": None}
+    assert decided == {"qk_norm_rope": "heads are too wide for this machine", "rms_norm": None, "rope": None}
     assert asked == [{"x": (torch.float32, (3, 7, 5, 14)), "weight": (torch.float32, (14,)),
-                      "cos": (torch.float32, (3, 1, 7, 6)), "sin": (torch.float32, (3, 1, 7, 6))}]
+                      "cos": (torch.float32, (3, 7, 3)), "sin": (torch.float32, (3, 7, 3))}]
 
 
 def test_a_target_without_a_kernel_refuses_every_site(overlapping):
@@ -105,7 +102,7 @@ def test_a_target_without_a_kernel_refuses_every_site(overlapping):
 
 def test_twins_are_both_taken():
     fusion = declare.load("silu_mul")
-    tensors = traced.normal(fusion, traced.SIZES[1], torch.float32)
+    tensors = traced.unseen(fusion, 0, 1).empty(0, torch.float32)
     graph = traced.graph_of(lambda gate, up: (fusion.reference(gate, up), fusion.reference(up, gate)), tensors, {})
     sites = traced.find(fusion, graph).sites
     assert [d.reason for d in choose(sites, graph, CPU)] == [None, None]

@@ -7,7 +7,7 @@ import torch
 import traced
 
 from glmc.passes import declare
-from glmc.passes.unify import Hole, Unifier, outputs_of
+from glmc.passes.unify import Hole, Unifier, _same, outputs_of
 
 A, B = torch.randn(2, 4), torch.randn(2, 4)
 
@@ -52,13 +52,50 @@ def test_an_int_and_a_float_are_not_the_same_literal():
     assert Hole.merge(True, True, {}, {}) is True
 
 
+def test_a_hole_that_equals_a_scalar_in_one_sample_only_is_open():
+    assert Hole.merge((8, 6), (12, 16), {"heads": 8, "width": 2}, {"heads": 16, "width": 16}) == (Hole(None), Hole(None))
+
+
+def test_a_hole_binds_a_list_that_is_a_scalar_whole():
+    merged = Hole.merge(([0, 1, 1], [4]), ([1, 0, 1], [4]), {"axis_map": (0, 1, 1)}, {"axis_map": (1, 0, 1)})
+    assert merged == (Hole("axis_map"), [4])
+
+
 @pytest.mark.parametrize("eps", [1.5625e-07, 1e-5, 1e-6, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", traced.DTYPES, ids=str)
 def test_eps_is_recovered_whatever_it_is(eps, dtype):
     fusion = declare.load("rms_norm")
-    tensors = traced.normal(fusion, traced.SIZES[1], dtype)
+    tensors = traced.unseen(fusion, 0, 1).empty(0, dtype)
     (site,) = traced.find(fusion, traced.graph_of(fusion.reference, tensors, {"eps": eps})).sites
     assert site.scalars == {"eps": eps}
+
+
+def test_a_scalar_that_two_steps_disagree_on_is_no_scalar():
+    fusion = declare.load("rope_table")
+    maths = traced.unseen(fusion, 0, 1)
+    graph = traced.reference_graph(maths, torch.float32)
+    (site,) = traced.find(fusion, graph).sites
+    first = next(n for n in graph.nodes if n.op == "call_function" and 0.75 in n.args)
+    first.args = (first.args[0], 0.5)
+    assert site.scalars["scale"] == 0.75
+    assert not traced.find(fusion, graph).sites
+    matched = [Unifier(p.graph).match_all(site.outputs[0]) for p in traced.matcher().patterns(fusion.maths, torch.float32)]
+    assert not any(matched), "refused before anything is proved"
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1.0), (True, 1), (0, False), (2.0, 2)])
+def test_literals_of_two_kinds_are_told_apart_where_torch_does(a, b):
+    assert _same(a, a)
+    assert _same(b, b)
+    assert not (isinstance(a, float) != isinstance(b, float) and Hole.merge(a, b, {}, {}) == a)
+
+
+def test_two_tensors_of_a_reference_may_be_one():
+    fusion = declare.load("layer_norm")
+    tensors = traced.unseen(fusion, 0, 1).empty(0, torch.float32)
+    graph = traced.graph_of(lambda x, w: fusion.reference(x, w, w, eps=1e-5), tensors[:2], {})
+    (site,) = traced.find(fusion, graph).sites
+    assert site.tensors["weight"] is site.tensors["bias"]
 
 
 def test_the_disagreement_is_where_it_went_furthest():
