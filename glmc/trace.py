@@ -84,7 +84,7 @@ def trace_function(function: Callable, tensors: list[torch.Tensor], scalars: dic
     return Trace(graph, {}, [n.name for n in graph.find_nodes(op="placeholder")])
 
 
-def _fake(mode: FakeTensorMode, tensor: torch.Tensor, dynamic: dict[int, Any] | None) -> FakeTensor:
+def _fake(mode: FakeTensorMode, tensor: torch.Tensor, dynamic: dict[int, Any] | None) -> torch.Tensor:
     """A fake tensor of its own with the shape and dtype of `tensor`: one that stands for two inputs would be taken for one."""
     if isinstance(tensor, FakeTensor):
         with mode:

@@ -28,7 +28,7 @@ class Names:
         self._given[node] = name
         return name
 
-    def __contains__(self, node: fx.Node) -> bool:
+    def __contains__(self, node: object) -> bool:
         return node in self._given
 
     def __getitem__(self, node: fx.Node) -> str:

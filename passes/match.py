@@ -155,21 +155,26 @@ class Matcher:
                 missed(unifier.furthest, *unifier.disagreement)
             return None
         if isinstance(scalars, str):
-            return missed(pattern.steps, "every scalar and tensor recovered", scalars)
+            missed(pattern.steps, "every scalar and tensor recovered", scalars)
+            return None
         tensors = dict(zip(pattern.present, unifier.bound_tensors(), strict=True))
         outputs = tuple(unifier.bound[o] for o in outputs_of(pattern.graph))
         inner = frozenset(unifier.bound[n] for n in pattern.graph.nodes if n.op == "call_function" and n in unifier.bound)
         both = next((t for t in tensors.values() if t in inner), None)
         if both is not None:
-            return missed(pattern.steps, "inputs from outside", f"{both.name} is both an input and a step")
+            missed(pattern.steps, "inputs from outside", f"{both.name} is both an input and a step")
+            return None
         for n in inner - set(outputs):
             outside = next((user for user in n.users if user not in inner), None)
             if outside is not None:
-                return missed(pattern.steps, f"{n.name} is used nowhere else", f"used by {outside.format_node()}")
+                missed(pattern.steps, f"{n.name} is used nowhere else", f"used by {outside.format_node()}")
+                return None
         dims = fusion.maths.dims({k: tuple(t.meta["val"].shape) for k, t in tensors.items()})
         if isinstance(dims, str):
-            return missed(pattern.steps, "dims of the signature", dims)
+            missed(pattern.steps, "dims of the signature", dims)
+            return None
         broken = next((r for r in fusion.where if not r.holds(dims)), None)
         if broken is not None:
-            return missed(pattern.steps, broken.text, f"with {({k: str(v) for k, v in dims.items()})}")
+            missed(pattern.steps, broken.text, f"with {({k: str(v) for k, v in dims.items()})}")
+            return None
         return Site(fusion.name, place, tensors, scalars, inner, outputs)

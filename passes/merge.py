@@ -8,6 +8,7 @@ parameter of its own, to be packed by a recipe, and `undo` takes back what nothi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -55,7 +56,7 @@ def merge(trace: Trace) -> list[Merged]:
 def _join(graph: fx.Graph, linears: list[fx.Node]) -> Merged:
     first = linears[0]
     biased = len(first.args) > 2 and first.args[2] is not None
-    columns = [[n.args[i] for n in linears] for i in ((1, 2) if biased else (1,))]
+    columns: list[list[Any]] = [[n.args[i] for n in linears] for i in ((1, 2) if biased else (1,))]
     with graph.inserting_before(first):
         cats = [_call(graph, _A.cat.default, (parts, -p.meta["val"].dim()), first, torch.cat([n.meta["val"] for n in parts]))
                 for parts in columns for p in parts[:1]]
@@ -96,6 +97,7 @@ def undo(graph: fx.Graph, merged: list[Merged]) -> int:
 def fold(trace: Trace, merged: list[Merged]) -> dict[str, tuple[str, ...]]:
     """Make each concatenation a parameter; returns its published name -> the names of its parts, in order."""
     folded: dict[str, tuple[str, ...]] = {}
+    cat: Any
     last = next(n for n in reversed(trace.graph.nodes) if n.op == "placeholder")
     for one in merged:
         for cat in one.concatenations:

@@ -107,8 +107,9 @@ class _Outliner:
             if size.target != torch.ops.aten.sym_size.int:
                 queue.extend(i for i in size.all_input_nodes if i not in queue)
             elif str(size.meta["val"]) not in have and size.args[0] not in inside:
-                wanted[size.args[0]] = None
-                have |= {str(s) for s in size.args[0].meta["val"].shape}
+                source: Any = size.args[0]
+                wanted[source] = None
+                have |= {str(s) for s in source.meta["val"].shape}
         return list(wanted)
 
     def _leaves(self, user: fx.Node, key: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Finder:
                                    if i not in inside and i not in weights and i in names and _is_tensor(i))
             outputs = [n for n in inside if _is_tensor(n) and (n in leaving or any(u not in inside for u in n.users))]
             order = {n: number for number, n in enumerate(inside)}
-            outputs.sort(key=lambda n, order=order: _turn(n, order))
+            outputs.sort(key=partial(_turn, order=order))
             found[path] = Place(tuple(names[i] for i in inputs), tuple(names[o] for o in outputs))
         return {_LAYER.sub("", path): place for path, place in {**found, **pieces}.items() if _LAYER.sub("", path)}
 

@@ -114,7 +114,7 @@ ABSURD = [
     ("rms_norm_eps", -1e-5), ("rms_norm_eps", "1e-5"), ("rms_norm_eps", ...), ("partial_rotary_factor", 0),
     ("partial_rotary_factor", 1.5), ("partial_rotary_factor", 0.2), ("rope_theta", -1.0), ("rope_parameters", [1]),
     ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}), ("rope_scaling", {"type": "linear"}),
-    ("hidden_act", "gelu"), ("tie_word_embeddings", "yes"), ("quantization_config", {"bits": 4}), ("torch_dtype", "float16"),
+    ("hidden_act", "gelu"), ("tie_word_embeddings", "yes"), ("quantization_config", [4]), ("torch_dtype", "float16"),
 ]
 ABSURD_EXPERTS = [
     ("n_routed_experts", 0), ("n_routed_experts", 1 << 20), ("num_experts_per_tok", 9), ("num_experts_per_tok", 0),
@@ -133,6 +133,16 @@ def test_an_absurd_field(tmp_path, family, field, value):
         glmc.plan(tmp_path)
     assert fault.value.field
     assert fault.value.exit == 3
+
+
+def test_a_quantised_checkpoint_is_planned_and_not_compiled(source, out):
+    configure(source, quantization_config={"bits": 4})
+    with pytest.raises(ConfigError, match="quantised") as fault:
+        compiled(source, out)
+    assert fault.value.field == "quantization_config"
+    assert fault.value.exit == 3
+    assert left(out) == []
+    assert any("not compiled" in note for note in glmc.plan(source).notes)
 
 
 @pytest.mark.parametrize(("options", "error", "word"), [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -39,8 +41,9 @@ def run(graph: fx.Graph) -> int:
 
 def _defaults(node: fx.Node) -> list:
     """The arguments after those that are written."""
-    schema = node.target._schema.arguments[len(node.args):]
-    wanted = {_A.slice.Tensor: 5, _A.flatten.using_ints: 3}.get(node.target) or max(_DIMS[node.target][0]) + 1
+    target: Any = node.target
+    schema = target._schema.arguments[len(node.args):]
+    wanted = {_A.slice.Tensor: 5, _A.flatten.using_ints: 3}.get(target) or max(_DIMS[target][0]) + 1
     return [a.default_value for a in schema][: wanted - len(node.args)]
 
 

@@ -5,15 +5,18 @@ transformers does the same on a CPU; on the meta device, where models are traced
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
 
 def _plain(source: fx.Node) -> fx.Node:
     """The integers themselves, where they were only cast to others."""
-    while source.target == torch.ops.aten.to.dtype and not source.args[0].meta["val"].is_floating_point():
-        source = source.args[0]
-    return source
+    plain: Any = source
+    while plain.target == torch.ops.aten.to.dtype and not plain.args[0].meta["val"].is_floating_point():
+        plain = plain.args[0]
+    return plain
 
 
 def run(graph: fx.Graph) -> int:

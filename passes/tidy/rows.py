@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -29,7 +30,7 @@ def run(graph: fx.Graph) -> int:
 
 
 def _side_by_side(node: fx.Node) -> int:
-    pieces = node.args[0]
+    pieces: Any = node.args[0]
     if any(p.target != _A.select.int or p.args[1] != -2 for p in pieces) or len({p.args[0] for p in pieces}) != 1:
         return 0
     source = pieces[0].args[0]
@@ -41,10 +42,11 @@ def _side_by_side(node: fx.Node) -> int:
 
 def _part(graph: fx.Graph, node: fx.Node) -> int:
     """A part of a packed projection that was viewed as [..., A, H, D], A brought to the front and unbound."""
-    unbound, which = node.args
+    arguments: Any = node.args
+    unbound, which = arguments
     if not isinstance(unbound, fx.Node) or unbound.target != _A.unbind.int:
         return 0
-    turned = unbound.args[0]
+    turned: Any = unbound.args[0]
     if turned.target != _A.permute.default or turned.args[0].target != _A.unflatten.int:
         return 0
     view = turned.args[0]

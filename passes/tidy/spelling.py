@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import fx
@@ -43,7 +44,7 @@ def run(graph: fx.Graph) -> int:
 def _plainly(node: fx.Node) -> bool:
     """Attention with the mask in its place, the scale written out and heads that may be grouped; whether it was not so."""
     names = [a.name for a in _SDPA._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     if given.get("dropout_p", 0.0) != 0.0 or given.get("is_causal", False):
         return False
     width = given["query"].meta["val"].shape[-1]

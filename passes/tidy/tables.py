@@ -6,6 +6,8 @@ sin, a factor, a cast, a new dim, a view of the dims before); a slice that takes
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -21,7 +23,7 @@ def run(graph: fx.Graph) -> int:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        source = node.args[0] if node.args else None
+        source: Any = node.args[0] if node.args else None
         if node.target in _ALIKE and _twice(source) and _entrywise(node):
             _behind(graph, node, source)
         elif node.target == _A.slice.Tensor and node.args[1] == -1 and _is_cat(source) and _first_copy(node, source):
@@ -33,8 +35,10 @@ def run(graph: fx.Graph) -> int:
 
 
 def _is_cat(node: object) -> bool:
-    return (isinstance(node, fx.Node) and node.target == _A.cat.default and len(node.args) == 2 and node.args[1] == -1
-            and len(node.args[0]) == 2 and node.args[0][0] is node.args[0][1])
+    if not isinstance(node, fx.Node) or node.target != _A.cat.default or len(node.args) != 2 or node.args[1] != -1:
+        return False
+    pieces: Any = node.args[0]
+    return len(pieces) == 2 and pieces[0] is pieces[1]
 
 
 def _twice(node: object) -> bool:
@@ -47,17 +51,21 @@ def _entrywise(node: fx.Node) -> bool:
     if node.target == _A.mul.Tensor:
         return isinstance(node.args[1], (int, float))
     if node.target in _VIEWS:
-        return node.meta["val"].shape[-1] == node.args[0].meta["val"].shape[-1]
-    return node.target != _A.unsqueeze.default or node.args[1] < -1
+        source: Any = node.args[0]
+        return node.meta["val"].shape[-1] == source.meta["val"].shape[-1]
+    return node.target != _A.unsqueeze.default or bool(node.args[1] < -1)  # type: ignore[operator]  # an integer
 
 
 def _behind(graph: fx.Graph, node: fx.Node, source: fx.Node) -> None:
     """node(twice(a)) becomes twice(node(a))."""
-    single = source.args[0][0] if _is_cat(source) else source.args[0]
+    arguments: Any = node.args
+    target: Any = node.target
+    first: Any = source.args[0]
+    single = first[0] if _is_cat(source) else first
     width = single.meta["val"].shape[-1]
     with graph.inserting_before(node):
-        rest = ([*node.args[1][:-1], width],) if node.target in _VIEWS else node.args[1:]
-        inner = graph.call_function(node.target, (single, *rest), dict(node.kwargs))
+        rest = ([*arguments[1][:-1], width],) if node.target in _VIEWS else arguments[1:]
+        inner = graph.call_function(target, (single, *rest), dict(node.kwargs))
     inner.meta = {**node.meta, "val": node.meta["val"][..., :width]}
     node.target = source.target
     node.args = ([inner, inner], -1) if _is_cat(source) else (inner, 2, -1)
@@ -65,5 +73,6 @@ def _behind(graph: fx.Graph, node: fx.Node, source: fx.Node) -> None:
 
 
 def _first_copy(node: fx.Node, source: fx.Node) -> bool:
-    width = source.args[0][0].meta["val"].shape[-1]
+    pieces: Any = source.args[0]
+    width = pieces[0].meta["val"].shape[-1]
     return isinstance(width, int) and tuple(node.args[2:]) in ((0, width, 1), (width, _END, 1))

@@ -1,6 +1,7 @@
 """One spelling for views: those that split or join the last dims by name of what they do, without the sizes before them.
 
     view(x, [B, S, -1, D])  ->  unflatten(x, -1, [H, D])        view(x, [B, S, H * D])  ->  flatten(x, -2, -1)
+    view(x, [T, K, H]) of [T * K, H]  ->  unflatten(x, -2, [T, K])
     view(x, [B, 1, S, D]) of [B, S, D]  ->  unsqueeze(x, -3)    a size that only a symbol knows, alone  ->  -1
 
 Views and expansions that keep every size are dropped.
@@ -30,7 +31,8 @@ def run(graph: fx.Graph) -> int:
         if before == after:
             node.replace_all_uses_with(source)
         elif node.target in _VIEWS:
-            written = _split(before, after) or _joined(before, after) or _single(before, after)
+            written = _split(before, after) or _joined(before, after) or _rows(before, after) \
+                or _single(before, after)
             if written is not None:
                 node.target, arguments = written
                 node.args = (source, *arguments)
@@ -44,7 +46,8 @@ def run(graph: fx.Graph) -> int:
 
 def _written_out(node: fx.Node) -> int:
     """An unflatten with its inferred size as a number, where that is known."""
-    start, count = node.args[1] % node.args[0].meta["val"].dim(), len(node.args[2])
+    arguments: Any = node.args
+    start, count = arguments[1] % arguments[0].meta["val"].dim(), len(arguments[2])
     sizes = list(node.meta["val"].shape[start:start + count])
     if not all(isinstance(s, int) for s in sizes):
         return 0
@@ -75,6 +78,13 @@ def _joined(before: list, after: list) -> tuple | None:
     return _A.flatten.using_ints, (-len(tail), -1)
 
 
+def _rows(before: list, after: list) -> tuple | None:
+    """Rows become groups of a known size."""
+    if len(before) != 2 or len(after) != 3 or after[2] != before[1] or not isinstance(after[1], int):
+        return None
+    return _A.unflatten.int, (-2, [after[0] if isinstance(after[0], int) else -1, after[1]])
+
+
 def _single(before: list, after: list) -> tuple | None:
     """One dim of size 1 more."""
     if len(after) != len(before) + 1:
@@ -85,7 +95,8 @@ def _single(before: list, after: list) -> tuple | None:
 
 def _infer(node: fx.Node) -> bool:
     """Let the view infer its one symbolic size."""
-    sizes = list(node.args[1])
+    written: Any = node.args[1]
+    sizes = list(written)
     unknown = [i for i, s in enumerate(sizes) if isinstance(s, fx.Node)]
     if len(unknown) != 1 or -1 in sizes:
         return False

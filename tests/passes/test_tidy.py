@@ -124,7 +124,7 @@ def test_a_doubled_table_keeps_its_bits(step, double, part):
     assert [n.meta["val"].shape for n in graph.output_node().all_input_nodes] == [before[0].shape]
 
 
-@pytest.mark.parametrize("second", itertools.permutations(range(4), 2))
+@pytest.mark.parametrize("second", list(itertools.permutations(range(4), 2)))
 def test_two_transpositions_keep_their_bits(second):
     x = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     for first in itertools.permutations(range(4), 2):

@@ -19,9 +19,9 @@ def _moe_experts(x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, 
     tokens, top = experts.shape
     each = torch.empty(tokens, top, x.shape[1])
     places: dict[int, list[tuple[int, int]]] = {}
-    for token, row in enumerate(experts.tolist()):
-        for slot, expert in enumerate(row):
-            places.setdefault(expert, []).append((token, slot))
+    for i, row in enumerate(experts.tolist()):
+        for j, expert in enumerate(row):
+            places.setdefault(expert, []).append((i, j))
     for expert, where in places.items():
         token, slot = torch.tensor(where).unbind(1)
         gate, up = product(x[token], gate_up[expert], None).chunk(2, dim=-1)

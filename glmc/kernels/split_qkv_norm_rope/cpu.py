@@ -32,7 +32,7 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
     def turned(part: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
         part = part.unflatten(-1, (part.shape[-1] // width, width))
         if weight is not None:
-            part = rms_norm.run(part, weight, eps=eps)
+            part = rms_norm.run(part, weight, eps=eps)  # type: ignore[arg-type]  # eps: with weights
         return rope.run(part if bias is None else part + bias, cos, sin, read=read, write=write)
 
     q, k = turned(qkv[..., :q_end], q_weight, q_bias), turned(qkv[..., q_end:k_end], k_weight, k_bias)
@@ -40,4 +40,4 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
     if keys is None:
         return q, k, v
     rows = torch.arange(qkv.shape[0], device=qkv.device).unsqueeze(1)
-    return q, keys.index_put_((rows, slots), k), values.index_put_((rows, slots), v)
+    return q, keys.index_put_((rows, slots), k), values.index_put_((rows, slots), v)  # type: ignore[union-attr]  # with keys
