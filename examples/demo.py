@@ -36,10 +36,10 @@ def main(argv: list[str] | None = None) -> None:
         began = time.perf_counter()
         artifact = glmc.compile(HERE / "tiny-glm4-moe", out, target=options.target, max_len=512, progress=progress)
         print(f"compiled in {time.perf_counter() - began:.0f} s; the ledger:\n")
-        print(f"  {'fusion':14} {'expected':>8} {'proved':>7} {'taken':>6} {'refused':>8}")
+        print(f"  {'fusion':20} {'expected':>8} {'proved':>7} {'taken':>6} {'refused':>8}")
         for row in artifact.json("ledger.json")["ledger"]:
             if row["expected"] or row["proved"]:
-                print(f"  {row['fusion']:14} {row['expected']:8} {row['proved']:7} {row['taken']:6} {len(row['refused']):8}")
+                print(f"  {row['fusion']:20} {row['expected']:8} {row['proved']:7} {row['taken']:6} {len(row['refused']):8}")
         model = glmc.load(out)
         for prompt in PROMPTS:
             made = model.generate(prompt, max_new_tokens=40, raw=True, temperature=0.7, top_p=0.9, seed=1)

@@ -31,7 +31,8 @@ def test_demo_prints_ledger_and_text(artifact: tuple[Path, str]) -> None:
     assert (out / "manifest.json").is_file()
     table = [line.split() for line in printed.splitlines() if line.startswith("  ")]
     rows = {words[0]: words[1:] for words in table if len(words) == 5}
-    assert rows["qk_norm_rope"] == ["8", "8", "8", "0"]
+    assert rows["qk_norm_rope"] == ["8", "8", "0", "8"]
+    assert rows["split_qkv_norm_rope"] == ["4", "4", "4", "0"]
     assert rows["rms_norm"][:2] == ["17", "17"]
     assert "God" in printed
     assert "tokens," in printed
