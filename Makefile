@@ -17,7 +17,7 @@ demo: $(VENV)/.stamp ## compile the example checkpoint, run it, print its ledger
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.stamp ## every test that needs neither minutes nor a GPU, the quick ones first
-	$(BIN)/python -m pytest -x -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -x -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 lint: $(VENV)/.stamp ## ruff over everything
 	$(BIN)/ruff check $(SOURCE)
