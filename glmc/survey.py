@@ -27,7 +27,7 @@ from glmc.passes.rewrite import rewrite
 from glmc.program import Program
 from glmc.sites import find_sites, make_ledger, record
 from glmc.target import Target
-from glmc.trace import trace
+from glmc.trace import trace, uncollected
 from glmc.trail import Trail
 
 Progress = Callable[[str, int, int], None]
@@ -83,6 +83,7 @@ def parts_of(config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, lis
     return model, [text_part(model, dtype), *vision_parts.parts(model, dtype)]
 
 
+@uncollected()
 def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress = lambda *_: None) -> Survey:
     """Read config, trace on meta, tidy, prove, check promises, choose, rewrite, outline. Reads no weights."""
     began = time.perf_counter()

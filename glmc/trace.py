@@ -35,7 +35,7 @@ class Trace:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """No cyclic garbage collection meanwhile: walking the growing graph again and again is a quarter of a large trace."""
     running, traces = gc.isenabled(), fx.config.do_not_emit_stack_traces
     gc.disable()
@@ -54,7 +54,7 @@ def trace(module: nn.Module, args: tuple, dynamic: Any = None) -> Trace:
     args: sample tensors, or nested lists of them, on any device (meta costs no memory).
     dynamic: for each argument, {dimension: torch.export.Dim} or None, nested as the arguments are.
     """
-    with torch.no_grad(), _uncollected(), Quick():
+    with torch.no_grad(), uncollected(), Quick():
         exported = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
     rename(exported.graph)
     result = Trace(exported.graph)
@@ -79,7 +79,7 @@ def trace_function(function: Callable, tensors: list[torch.Tensor], scalars: dic
     known = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
     mode = known or FakeTensorMode(shape_env=ShapeEnv())
     given = [_fake(mode, t, (dynamic or [None] * len(tensors))[i]) for i, t in enumerate(tensors)]
-    with mode, torch.no_grad(), _uncollected():
+    with mode, torch.no_grad(), uncollected():
         graph = make_fx(lambda *args: function(*args, **scalars), pre_dispatch=True)(*given).graph
     return Trace(graph, {}, [n.name for n in graph.find_nodes(op="placeholder")])
 

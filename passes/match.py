@@ -87,6 +87,7 @@ class Index:
             value = node.meta.get("val")
             if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
                 self.by_target.setdefault(node.target, []).append(node)
+        self.names = {n.target.overloadpacket.__name__ for n in self.order if isinstance(n.target, torch._ops.OpOverload)}
         self.dtypes = sorted({n.meta["val"].dtype for nodes in self.by_target.values() for n in nodes}, key=str)
 
     def roots(self, pattern: Pattern, dtype: torch.dtype) -> Iterator[fx.Node]:
@@ -98,28 +99,29 @@ class Matcher:
     """Patterns and proofs, each made once and kept for the graphs of one compilation."""
 
     def __init__(self) -> None:
-        self._patterns: dict[tuple, list[Pattern]] = {}
         self.retracer = Retracer()
 
-    def patterns(self, maths: Maths, dtype: torch.dtype) -> list[Pattern]:
-        """The patterns of `maths` whose first output has this dtype."""
-        key = (maths.function, dtype)
-        if key not in self._patterns:
-            made = [p for p in patterns(maths, dtype) if p.outputs[0].meta["val"].dtype is dtype]
-            self._patterns[key] = sorted(made, key=lambda p: -p.steps)  # a smaller form may lie inside a larger one
-        return self._patterns[key]
+    def patterns(self, maths: Maths, dtype: torch.dtype, names: set[str], likely: bool = True) -> list[Pattern]:
+        """The patterns of `maths` whose first output has this dtype, and whose marks `names` has or, if unlikely, lacks."""
+        made = [p for p in patterns(maths, dtype) if (p.marks <= names) is likely]
+        made = [p for p in made if p.outputs[0].meta["val"].dtype is dtype]
+        return sorted(made, key=lambda p: -p.steps)  # a smaller form may lie inside a larger one
 
     def find(self, fusion: Fusion, index: Index) -> Found:
-        """Every proved site of `fusion`, in the graph's order; none shares an output with another or lies inside one."""
+        """Every proved site of `fusion`, in the graph's order; none shares an output with another or lies inside one.
+
+        Where nothing is even near, the forms that cannot be there are tried too: they say what the graph lacks.
+        """
         found = Found(fusion.name)
         taken: set[fx.Node] = set()
-        for dtype in index.dtypes:
-            for pattern in self.patterns(fusion.maths, dtype):
-                for node in index.roots(pattern, dtype):
-                    site = None if node in taken else self._attempt(fusion, pattern, node, found)
-                    if site is not None and taken.isdisjoint(site.outputs):
-                        taken.update(site.outputs)
-                        found.sites.append(site)
+        for likely in (True, False):
+            for dtype in index.dtypes if likely or not (found.sites or found.misses) else ():
+                for pattern in self.patterns(fusion.maths, dtype, index.names, likely):
+                    for node in index.roots(pattern, dtype):
+                        site = None if node in taken else self._attempt(fusion, pattern, node, found)
+                        if site is not None and taken.isdisjoint(site.outputs):
+                            taken.update(site.outputs)
+                            found.sites.append(site)
         inner = {node: site for site in found.sites for node in site.nodes - set(site.outputs)}
         found.sites = [s for s in found.sites if s.outputs[0] not in inner]
         found.sites.sort(key=lambda site: index.order[site.outputs[0]])
@@ -127,7 +129,11 @@ class Matcher:
 
     def proved(self, pattern: Pattern, node: fx.Node) -> tuple[Unifier, dict[str, Any]] | tuple[Unifier, str]:
         """Match `pattern` at `node` and prove it there: the unifier with the scalars, or with why not."""
-        unifier = Unifier(pattern.graph)
+        if not pattern.holes:
+            outline = Unifier(pattern.graph, outline=True)
+            if not outline.match_all(node):
+                return outline, "differs"
+        unifier = Unifier(pattern.opened().graph)
         if not unifier.match_all(node):
             return unifier, "differs"
         scalars = {k: pattern.fixed[k] if k in pattern.fixed else unifier.scalars.get(k) for k in pattern.maths.scalars}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from glmc.passes.declare import Fusion, Spelling
@@ -24,22 +25,33 @@ def respell(graph: fx.Graph, fusions: list[Fusion], matcher: Matcher, found: dic
     """
     counts: dict[str, int] = {}
     nearest = {} if found is None else found
+    written = Index(graph)  # as its author wrote it: the reference's own steps are no mark of another spelling
     for fusion in fusions:
-        for spelling in fusion.also:
-            index = Index(graph)
-            for dtype in index.dtypes:
-                for pattern in matcher.patterns(spelling.theirs, dtype):
-                    for node in list(index.roots(pattern, dtype)):
-                        unifier, scalars = matcher.proved(pattern, node)
-                        if isinstance(scalars, dict) and node.users:
-                            _write(graph, node, spelling, pattern, unifier, scalars, matcher)
-                            counts[fusion.name] = counts.get(fusion.name, 0) + 1
-                        elif scalars == "differs":
-                            _keep(nearest.setdefault(fusion.name, Found(fusion.name)), pattern, unifier, node)
+        for likely in (True, False):
+            if likely or (fusion.name not in counts and fusion.name not in nearest):
+                for spelling in fusion.also:
+                    forms = [(dtype, pattern) for dtype in written.dtypes
+                             for pattern in matcher.patterns(spelling.theirs, dtype, written.names, likely)]
+                    _respell(graph, fusion.name, spelling, forms, matcher, counts, nearest)
     if counts:
         dead.run(graph)
         graph.lint()
     return counts
+
+
+def _respell(graph: fx.Graph, name: str, spelling: Spelling, forms: list[tuple[torch.dtype, Pattern]], matcher: Matcher,
+             counts: dict[str, int], nearest: dict[str, Found]) -> None:
+    if not forms:
+        return
+    index = Index(graph)
+    for dtype, pattern in forms:
+        for node in list(index.roots(pattern, dtype)):
+            unifier, scalars = matcher.proved(pattern, node)
+            if isinstance(scalars, dict) and node.users:
+                _write(graph, node, spelling, pattern, unifier, scalars, matcher)
+                counts[name] = counts.get(name, 0) + 1
+            elif scalars == "differs":
+                _keep(nearest.setdefault(name, Found(name)), pattern, unifier, node)
 
 
 def _keep(found: Found, pattern: Pattern, unifier: Unifier, node: fx.Node) -> None:

@@ -1,7 +1,8 @@
 """Unify a pattern graph with the nodes of a model graph, from one output backwards.
 
 Facts (literals) must be equal. A hole that equals a scalar parameter in both samples binds that scalar; any other hole is
-open until the proof closes it. Operands of commutative operators are tried both ways.
+open until the proof closes it. Operands of commutative operators are tried both ways. An outline compares less: the first
+output's operators alone, neither literals nor whether one operand is used twice. What differs so can never match.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def outputs_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
 class Unifier:
     """One attempt. After `match`: `bound` maps pattern nodes to model nodes, `scalars` holds what was recovered."""
 
-    def __init__(self, pattern: fx.Graph) -> None:
-        self.pattern = pattern
+    def __init__(self, pattern: fx.Graph, outline: bool = False) -> None:
+        self.pattern, self.outline = pattern, outline
         self.bound: dict[fx.Node, fx.Node] = {}
         self.scalars: dict[str, Any] = {}
         self.furthest = -1
@@ -70,7 +71,7 @@ class Unifier:
     def match_all(self, root: fx.Node) -> bool:
         """Match the pattern's first output at `root` and every other output wherever it hangs on what is bound."""
         first, *others = outputs_of(self.pattern)
-        return self.match(first, root) and all(out in self.bound or self._find(out) for out in others)
+        return self.match(first, root) and (self.outline or all(out in self.bound or self._find(out) for out in others))
 
     def _find(self, out: fx.Node) -> bool:
         """Bind an output that the others do not depend on: follow its steps forward from the rarest bound step."""
@@ -97,7 +98,7 @@ class Unifier:
         """Bind `step` and everything it depends on, starting at the model's `node`."""
         if not isinstance(node, fx.Node):
             return self._differ(step, node)
-        if step in self.bound:
+        if step in self.bound and not self.outline:
             return self.bound[step] is node or self._differ(step, node)
         if step.op == "placeholder":
             self.bound[step] = node
@@ -118,6 +119,8 @@ class Unifier:
         return [step.args, step.args[::-1]] if swapped else [step.args]
 
     def _tree(self, wanted: Any, given: Any, step: fx.Node, node: fx.Node) -> bool:
+        if self.outline and not _has_node(wanted):
+            return True
         if isinstance(wanted, fx.Node):
             size = wanted.meta.get("val")
             if isinstance(size, (torch.SymInt, int)):
@@ -153,6 +156,13 @@ class Unifier:
             self.furthest = sum(1 for n in self.bound if n.op == "call_function" and n is not step)
             self._differing = (step, node)
         return False
+
+
+def _has_node(value: Any) -> bool:
+    """Whether a tensor's step stands in an argument tree."""
+    if isinstance(value, (list, tuple)):
+        return any(_has_node(v) for v in value)
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), (torch.Tensor, list, tuple))
 
 
 def _paths(out: fx.Node) -> list[list[fx.Node]]:

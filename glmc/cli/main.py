@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -104,6 +106,7 @@ def verbs(ctx: typer.Context, version: Version = False) -> None:
 
 def main() -> None:
     """The console script. Text that the terminal's encoding lacks is escaped rather than fatal."""
+    atexit.register(gc.freeze)  # what is left is given back at once: looking for garbage in a large graph takes seconds
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
