@@ -85,9 +85,10 @@ class WholeAoti:
     """
 
     def __init__(self, model: torch.nn.Module, prompt: list[int], steps: int, slots: int, freezing: bool) -> None:
-        self.module, self.prompt, self.steps = Explicit(model), prompt, steps
-        self.tokens: list[int] = []
         config, dtype = model.config, model.dtype
+        self.module = Explicit(model, [("keys", "values")] * config.num_hidden_layers)
+        self.prompt, self.steps = prompt, steps
+        self.tokens: list[int] = []
         shape = (1, slots, config.num_key_value_heads, config.head_dim)
         self.caches = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
                        for _ in range(config.num_hidden_layers)]

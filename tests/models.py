@@ -26,10 +26,8 @@ from glmc.runtime.session import Model
 MAX_LEN = 80
 MAX_BATCH = 3
 _SHALLOW = {"num_hidden_layers": 2}
-COMPILED = tuple(n for n in families.names() if hasattr(families.load({"model_type": n}), "recipe"))
-"""Families that can be compiled; the others are planned only."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in COMPILED},
+    **{name: (name, {}) for name in families.compiled()},
     "glm4_moe-no-qk-norm": ("glm4_moe", {"use_qk_norm": False, **_SHALLOW}),
     # The rotary width is 6 of 14, its half is odd, and so are the counts of heads, experts and the hidden size.
     "glm4_moe-odd": ("glm4_moe", {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 14, "hidden_size": 45,

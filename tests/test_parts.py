@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 
-import models
 import pytest
 import torch
 from torch import fx
@@ -215,7 +214,7 @@ def test_a_quantised_configuration_is_planned_as_if_it_were_not(name):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", [n for n in TEXT if n not in models.COMPILED])
+@pytest.mark.parametrize("name", [n for n in TEXT if n not in families.compiled()])
 def test_a_family_that_is_only_planned_is_not_compiled(tmp_path, name):
     import glmc
 

@@ -25,6 +25,11 @@ def names() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_") and p.stem not in _HELPERS)
 
 
+def compiled() -> list[str]:
+    """The families that this version compiles: those with weight recipes. The others are planned."""
+    return [name for name in names() if hasattr(load({"model_type": name}), "recipe")]
+
+
 def load(config: dict[str, Any], file: Any = "config.json") -> ModuleType:
     """The family file that `config["model_type"]`, or diffusers' `_class_name`, names. Raises ConfigError, UnknownFamily."""
     name = "glm_image_dit" if config.get("_class_name") == "GlmImageTransformer2DModel" else config.get("model_type")

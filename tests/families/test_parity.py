@@ -8,6 +8,8 @@ import models
 import pytest
 import torch
 
+from glmc import families
+
 NEW = 64
 LENGTHS = (1, 2, 5, 16)
 
@@ -90,7 +92,7 @@ def half_as_good_at_worst(made):
     assert ours[1] <= 2 * theirs[1]
 
 
-@pytest.mark.parametrize("family", models.COMPILED)
+@pytest.mark.parametrize("family", families.compiled())
 def test_bfloat16_is_as_near_to_float64_as_transformers_is(family):
     half_as_good_at_worst(models.made(family, "bfloat16"))
 
@@ -120,6 +122,6 @@ def test_native_code_chunks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", models.COMPILED)
+@pytest.mark.parametrize("family", families.compiled())
 def test_native_code_in_bfloat16_is_as_near_to_float64_as_transformers_is(family):
     half_as_good_at_worst(models.made(family, "bfloat16", target="cpu", max_batch=1))

@@ -8,6 +8,7 @@ import re
 import models
 import pytest
 
+from glmc import families
 from glmc.program import Region
 from glmc.runtime.session import read_program
 from glmc.survey import survey
@@ -41,7 +42,7 @@ def test_regions_do_not_grow_with_depth(tmp_path):
     assert deep.calls() == shallow.calls() + 3
 
 
-@pytest.mark.parametrize("family", models.COMPILED)
+@pytest.mark.parametrize("family", families.compiled())
 def test_a_region_is_its_text(family):
     for name, region in program(family).regions.items():
         text = region.text()
@@ -51,7 +52,7 @@ def test_a_region_is_its_text(family):
         assert name == f"{region.kind}_{Region.digest(anonymous.text())}"
 
 
-@pytest.mark.parametrize("family", models.COMPILED)
+@pytest.mark.parametrize("family", families.compiled())
 def test_sizes_are_read_again_from_a_regions_own_inputs(family):
     seen = 0
     for region in program(family).regions.values():
