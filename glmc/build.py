@@ -104,23 +104,28 @@ def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor]) -> dict[str, Wan
 
 
 def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, progress: Progress) -> None:
-    """Each distinct region once a form; the text always, the library where the engine wants one."""
+    """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts."""
     regions = surveyed.program.regions.values()
     for region in regions:
         writer.add_bytes(f"regions/{region.name}.region", region.text().encode())
-    if surveyed.target.engine != "aoti":
-        return
-    jobs = [(region, form) for region in regions for form in bounds.forms()]
     with tempfile.TemporaryDirectory(prefix="glmc-regions-") as scratch:
-        for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs))):
-            writer.add_file(f"regions/{made.name}", made)
+        if surveyed.target.engine == "aoti":
+            jobs = [(region, form) for region in regions for form in bounds.forms()]
+            for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs))):
+                writer.add_file(f"regions/{made.name}", made)
+        elif surveyed.target.gpu is not None:
+            from glmc.passes.ahead import build_all
+
+            for made in build_all(regions, bounds, surveyed.target.gpu, Path(scratch),
+                                  lambda *counts: progress("build kernels", *counts)):
+                writer.add_file(f"kernels/{made.name}", made)
 
 
 def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover: list[str]) -> dict[str, Any]:
     return {
         "glmc": __version__, "torch": torch.__version__, "family": surveyed.dims.model_type,
         "target": surveyed.target.name, "engine": surveyed.target.engine, "dtype": surveyed.dtype,
-        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()},
+        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.machine == "cpu" else {},
         "dims": dict(surveyed.dims.__dict__), "bounds": {"max_len": bounds.max_len, "max_batch": bounds.max_batch},
         "source": checkpoint.digest(), "left_unused": leftover, "seconds": surveyed.seconds,
     }

@@ -12,7 +12,8 @@ from glmc.errors import UnknownName, UnsupportedTarget
 
 @dataclass(frozen=True)
 class Target:
-    """bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there, or `missing` says why none does."""
+    """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there,
+    or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead."""
 
     name: str
     machine: str
@@ -20,17 +21,20 @@ class Target:
     bandwidth: float
     launch_us: float
     missing: str | None = None
+    gpu: tuple[str, int | str, int] | None = None
 
 
-_LATER = "this version compiles for the CPU only; the target can be planned for, not compiled for"
+_LATER = "the target can be planned for, and is not compiled for by this version"
 TARGETS = {t.name: t for t in (
     Target("cpu", "cpu", "aoti", 40e9, 2.0),
     Target("fx", "cpu", "fx", 40e9, 5.0),
-    Target("cuda:sm_80", "triton", "aoti", 1.9e12, 4.0, _LATER),
-    Target("cuda:sm_90", "triton", "aoti", 4.0e12, 4.0, _LATER),
-    Target("cuda:sm_100", "triton", "aoti", 7.5e12, 4.0, _LATER),
-    Target("rocm:gfx942", "triton", "aoti", 5.0e12, 5.0, _LATER),
-    Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0, _LATER),
+    Target("cuda:sm_80", "triton", "fx", 1.9e12, 4.0, gpu=("cuda", 80, 32)),
+    Target("cuda:sm_90", "triton", "fx", 4.0e12, 4.0, gpu=("cuda", 90, 32)),
+    Target("cuda:sm_100", "triton", "fx", 7.5e12, 4.0, gpu=("cuda", 100, 32)),
+    Target("rocm:gfx942", "triton", "fx", 5.0e12, 5.0, gpu=("hip", "gfx942", 64)),
+    Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0),
+    Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, _LATER),
+    Target("onnx", "onnx", "onnx", 40e9, 2.0, _LATER),
 )}
 
 

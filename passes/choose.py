@@ -43,7 +43,7 @@ def _refusal(site: Site, target: Target, regions: dict[fx.Node, str]) -> str | N
     only = knobs.get("GLMC_ONLY")
     if only and site.fusion not in only:
         return "GLMC_ONLY leaves it out"
-    return kernels.load(site.fusion, target.machine).accepts(site.describe())
+    return kernels.load(site.fusion, target.machine).accepts(site.seen())
 
 
 def choose(sites: list[Site], graph: fx.Graph, target: Target, whole: bool = False, taken: int = 0,

@@ -31,8 +31,12 @@ class Site:
     outputs: tuple[fx.Node, ...]
 
     def describe(self) -> dict[str, tuple[torch.dtype, tuple]]:
-        """dtype and shape of each tensor: what a kernel's `accepts` may look at."""
+        """dtype and shape of each tensor."""
         return {k: (n.meta["val"].dtype, tuple(n.meta["val"].shape)) for k, n in self.tensors.items()}
+
+    def seen(self) -> dict[str, Any]:
+        """What a kernel's `accepts` may look at: dtype and shape of each tensor that is there, and every scalar."""
+        return {**self.describe(), **self.scalars}
 
 
 @dataclass(frozen=True)

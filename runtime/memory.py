@@ -13,8 +13,9 @@ class Cache:
     One slot more than max_len: compiled code was made for views that are never the whole cache (see passes/lower.py).
     """
 
-    def __init__(self, dims: dict[str, Any], dtype: torch.dtype, max_batch: int, max_len: int) -> None:
-        self.whole = torch.zeros(dims["layers"], 2, max_batch, max_len + 1, dims["kv_heads"], dims["head_dim"], dtype=dtype)
+    def __init__(self, dims: dict[str, Any], dtype: torch.dtype, max_batch: int, max_len: int, device: torch.device) -> None:
+        self.whole = torch.zeros(dims["layers"], 2, max_batch, max_len + 1, dims["kv_heads"], dims["head_dim"], dtype=dtype,
+                                 device=device)
 
     def views(self, first: int, rows: int, slots: int) -> dict[str, torch.Tensor]:
         """Rows `first` to `first + rows`, the first `slots` slots: {"keys.0": [rows, slots, Hkv, D], ...}."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from glmc import machine
 from glmc.artifact import Artifact
-from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
+from glmc.errors import DamagedArtifact, RequestOutOfBounds, UsageError
 from glmc.program import FORMS, Program, Region
+from glmc.runtime.device import Device, open_device
 from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.memory import Cache
 from glmc.runtime.sample import Sampling
@@ -24,35 +24,37 @@ from glmc.runtime.text import Text
 Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
 
 
-def load(path: Any, threads: int | None = None) -> Model:
+def load(path: Any, threads: int | None = None, device: str | None = None) -> Model:
     """Open the artefact folder `path` and make it ready to generate.
 
-    threads: CPU threads for torch; None leaves torch's own choice.
-    Raises DamagedArtifact, IncompatibleArtifact, StorageError.
+    threads: CPU threads for torch; None leaves torch's own choice. device: None is the target's own; see glmc.runtime.device.
+    Raises UsageError (device), DamagedArtifact, IncompatibleArtifact, StorageError.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    return Model(Artifact.open(Path(path)))
+    return Model(Artifact.open(Path(path)), device)
 
 
 class Model:
     """A model that generates. `timings` holds the seconds of each phase of opening."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, device: str | None = None) -> None:
         began = time.perf_counter()
         self.artifact = artifact
         manifest = artifact.manifest
         self.dims, self.bounds = manifest["dims"], manifest["bounds"]
-        _compatible(manifest, artifact.folder)
+        self.device = open_device(artifact, device)
         program = read_program(artifact)
         opened = time.perf_counter()
         with ThreadPoolExecutor(1) as beside:
-            code = beside.submit(open_code, artifact, program, self.bounds["max_batch"])
-            weights = artifact.load_weights(torch.get_num_threads())
+            code = beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
+            weights = {name: tensor.to(self.device.torch)
+                       for name, tensor in artifact.load_weights(torch.get_num_threads()).items()}
             calls = code.result()
         loaded = time.perf_counter()
         self.program, self.steps = program, Steps(program, weights, calls)
-        self.cache = Cache(self.dims, getattr(torch, manifest["dtype"]), self.bounds["max_batch"], self.bounds["max_len"])
+        self.cache = Cache(self.dims, getattr(torch, manifest["dtype"]), self.bounds["max_batch"], self.bounds["max_len"],
+                           self.device.torch)
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
@@ -111,14 +113,14 @@ class Model:
 
     def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
         with torch.no_grad():
-            return self.steps.run(form, self.named(tokens, positions, row), every_row)
+            return self.steps.run(form, self.named(tokens, positions, row), every_row).cpu()
 
     def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
         """What a program reads, by name: the inputs, and views of the cache from row `row` on."""
-        slots = max(2, int(positions.max()) + 1)
+        slots, place = max(2, int(positions.max()) + 1), self.device.torch
         # Compiled code takes the strides of contiguous tensors for granted.
-        named = {"input:input_ids": tokens.contiguous(), "input:positions": positions.contiguous(),
-                 "input:slots": torch.arange(slots)}
+        named = {"input:input_ids": tokens.contiguous().to(place), "input:positions": positions.contiguous().to(place),
+                 "input:slots": torch.arange(slots, device=place)}
         for name, view in self.cache.views(row, len(tokens), slots).items():
             named[f"cache:{name}"] = view
         return named
@@ -175,11 +177,11 @@ class Model:
         return wrap(self)
 
 
-def open_code(artifact: Artifact, program: Program, max_batch: int) -> dict[str, dict[str, Any]]:
+def open_code(artifact: Artifact, program: Program, max_batch: int, device: Device) -> dict[str, dict[str, Any]]:
     """Every region's callable by form, from the artefact's engine. Raises DamagedArtifact."""
     engine = importlib.import_module(f"glmc.runtime.engines.{artifact.manifest['engine']}")
     forms = [f for f in FORMS if f != "decode_rows" or max_batch > 1]
-    return {form: {name: engine.open(artifact, region, form) for name, region in program.regions.items()}
+    return {form: {name: engine.open(artifact, region, form, device) for name, region in program.regions.items()}
             for form in forms}
 
 
@@ -191,14 +193,4 @@ def read_program(artifact: Artifact) -> Program:
     if wrong:
         raise DamagedArtifact("a region's text has another name than its file", field=wrong[0])
     return Program.from_json(data, regions)
-
-
-def _compatible(manifest: dict[str, Any], folder: Path) -> None:
-    """Native code must meet the torch and the CPU it was made for. Raises IncompatibleArtifact."""
-    if manifest["engine"] != "aoti":
-        return
-    if manifest["torch"] != torch.__version__:
-        raise IncompatibleArtifact("the artefact was compiled with another torch", file=folder, field="torch",
-                                   expected=torch.__version__, found=manifest["torch"])
-    machine.check(manifest["machine"], folder)
 

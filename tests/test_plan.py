@@ -53,7 +53,7 @@ def test_its_figures_are_those_of_the_published_model(planned):
 
 
 def test_a_target_without_kernels_can_be_planned_for(tmp_path):
-    plan = glmc.plan(write(tmp_path, "glm", num_hidden_layers=1), target="cuda:sm_90")
+    plan = glmc.plan(write(tmp_path, "glm", num_hidden_layers=1), target="mlir:llvm-cpu")
     for row in plan.to_json()["ledger"]:
         assert row["taken"] + len(row["refused"]) == row["proved"]
         assert row["predicted_us"] is None or row["taken"]
@@ -61,14 +61,14 @@ def test_a_target_without_kernels_can_be_planned_for(tmp_path):
 
 @pytest.mark.parametrize("family", families.names())
 def test_every_part_of_every_family_keeps_its_promises(tmp_path, family):
-    plan = glmc.plan(write(tmp_path, family), target="npu:ascend910b")
+    plan = glmc.plan(write(tmp_path, family), target="onnx")
     assert plan.notes == []
     assert {"rope", "rms_norm"} - {"rms_norm" if family == "glm_image_dit" else ""} <= {
         row["fusion"] for row in plan.to_json()["ledger"] if row["proved"]}
     for row in plan.to_json()["ledger"]:
         assert row["by_scope"]["expected"] == row["by_scope"]["proved"], row["fusion"]
         assert (row["taken"], len(row["refused"])) == (0, row["proved"]), "this version has no kernel for that machine"
-        assert all("npu" in r["reason"] or "cut" in r["reason"] for r in row["refused"])
+        assert all("onnx" in r["reason"] or "cut" in r["reason"] for r in row["refused"])
 
 
 def test_an_unknown_target_is_named(tmp_path):

@@ -85,6 +85,8 @@ def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str
     lacking = [name for name in ("torch", "transformers") if packages[name] is None]
     if lacking:
         return f"not installed: {', '.join(lacking)}"
+    if target.gpu is not None and packages["triton"] is None:
+        return "not installed: triton"
     return compiler["fault"] if target.engine == "aoti" else None
 
 

@@ -12,6 +12,8 @@ from glmc.cli import arguments, show
 from glmc.errors import DamagedArtifact
 from glmc.program import Program, Region
 
+INDEX = "kernels/index.json"
+
 
 def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
     """Show what an artefact holds: manifest, files, regions, ledger, proofs. Reads no weights."""
@@ -21,14 +23,29 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         ledger, proofs = opened.json("ledger.json"), opened.json("proofs.json")
         if json:
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": program.to_json(),
-                       **ledger, **proofs})
+                       **ledger, **proofs, **({"kernels": _built(opened)} if INDEX in opened.files else {})})
             return
         show.console().print(
             _summary(opened), show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
-            _regions(program), *show.ledger(ledger["ledger"]), proofs_table(proofs["proofs"]))
+            _regions(program), *_kernels(opened), *show.ledger(ledger["ledger"]), proofs_table(proofs["proofs"]))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DamagedArtifact("a file of the artefact lacks a field, or holds another type", file=opened.folder,
                               found=f"{type(error).__name__}: {error}") from error
+
+
+def _built(opened: Artifact) -> list[dict[str, Any]]:
+    """The kernels that were built ahead."""
+    return opened.json(INDEX)["kernels"]
+
+
+def _kernels(opened: Artifact) -> list[Table]:
+    """Each kernel that was built ahead, and what the compiler says that it uses; none where the target has none."""
+    if INDEX not in opened.files:
+        return []
+    built = _built(opened)
+    lines = [(k["name"], k["warps"], k["registers"], k["shared_bytes"], k["spilled_bytes"]) for k in built]
+    return [show.rows(f"kernels built ahead with triton {', '.join(sorted({k['triton'] for k in built}))}; the rest is torch's",
+                      ("kernel", "warps", "registers", "shared bytes", "spilled bytes"), lines)]
 
 
 def proofs_table(proofs: list[dict[str, Any]]) -> Table:
@@ -71,7 +88,8 @@ def _summary(opened: Artifact) -> Table:
         "bounds": f"{bounds['max_batch']} rows of at most {bounds['max_len']} tokens",
         "target": f"{manifest['target']}, engine {manifest['engine']}",
         "made with": f"glmc {manifest['glmc']}, torch {manifest['torch']}, format {manifest['format_version']}",
-        "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}",
+        "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
+                    else manifest["target"],
         "source": manifest["source"],
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values())),
     })

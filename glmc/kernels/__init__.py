@@ -1,7 +1,7 @@
 """One folder an op; in it one file a kind of machine: `cpu.py`, `triton.py`, `npu.py`. A file offers
 
 run(...)        the op, with its reference's signature
-accepts(site)   None, or the reason why this machine's kernel cannot take the site
+accepts(site)   None, or the reason why this machine's kernel cannot take the site (dtype and shape of its tensors, scalars)
 
 Which file is loaded is decided by path. An op without a file for a machine is refused there, with that reason.
 """

@@ -1,1 +1,1 @@
-"""What executes a region's code. An engine file offers `open(artifact, region, form) -> callable(list of tensors)`."""
+"""What executes a region's code. An engine file offers `open(artifact, region, form, device) -> callable(list of tensors)`."""

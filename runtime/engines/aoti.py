@@ -14,9 +14,11 @@ from glmc import kernels
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact
 from glmc.program import Region
+from glmc.runtime.device import Device
 
 
-def open(artifact: Artifact, region: Region, form: str) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
+def open(artifact: Artifact, region: Region, form: str, device: Device,
+         ) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
     """Load the region's library for `form`. The list passed to a call is consumed.
 
     Raises DamagedArtifact when the library is missing, differs from its digest, or cannot be loaded.

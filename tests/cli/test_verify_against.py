@@ -180,8 +180,8 @@ def test_a_wrong_weight_in_bfloat16_is_named(compiled):
 def test_wrong_code_of_a_right_text_is_told(monkeypatch):
     made, right = models.made("glm"), fx.open
 
-    def wrong(artifact, region, form):
-        run = right(artifact, region, form)
+    def wrong(artifact, region, form, device):
+        run = right(artifact, region, form, device)
         if (region.kind, form) != ("layer", "decode"):
             return run
         return lambda inputs: tuple(t * 1.001 for t in run(inputs))

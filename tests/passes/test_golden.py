@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from glmc import kernels
 from glmc.axis_map import LAYOUTS, axis_map
+from glmc.kernels import npu, triton
 from glmc.passes import declare
 
 DATA = Path(__file__).parents[1] / "data"
@@ -34,7 +35,26 @@ def kernel(name):
     return kernels.load(name, "cpu").run
 
 
-BOTH = pytest.mark.parametrize("ours", [reference, kernel])
+def interpreted(name):
+    """The Triton kernel, in Triton's interpreter."""
+    def run(*tensors, **scalars):
+        with triton.interpreted():
+            return kernels.load(name, "triton").run(*tensors, **scalars)
+
+    return run
+
+
+def emulated(name):
+    """The NPU's op, on the strict emulation; where it has none, the CPU's."""
+    def run(*tensors, **scalars):
+        with npu.emulated():
+            return kernels.load(name, "npu" if kernels.has(name, "npu") else "cpu").run(*tensors, **scalars)
+
+    return run
+
+
+ALL = pytest.mark.parametrize("ours", [reference, kernel, interpreted, emulated])
+NOT_NPU = pytest.mark.parametrize("ours", [reference, kernel, interpreted])  # its op takes a table of the heads' dtype
 
 
 def close(result, wanted):
@@ -64,7 +84,7 @@ def test_axis_maps(case):
     assert list(axis_map(MAPS[f"{case}.effective_section"].tolist(), len(wanted), "glm_interleaved")) == wanted
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_three_axes_in_float32(ours, layout, config):
@@ -80,7 +100,7 @@ def test_three_axes_in_float32(ours, layout, config):
             close(turned, ROTATED[f"{config}.random.{layout}.{pairing}.{name}_out"])
 
 
-@BOTH
+@NOT_NPU
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -98,7 +118,7 @@ def test_three_axes_in_half_types_with_a_float32_table(ours, layout, config, dty
         assert bool(((turned.float() - exact).abs() <= 1.5 * torch.finfo(dtype).eps * exact.abs().amax(-1, keepdim=True)).all())
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("number", range(len(APPLIED["cases"])))
 def test_transformers_rotary_classes(ours, number):
     case = APPLIED["cases"][number]
@@ -126,7 +146,7 @@ def packed(ours, case, wide_table=False, wide=False):
     return [t.flatten(1) for t in made]
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("case", [k for k, v in CASES.items() if v["dtype"] == "torch.float32"])
 def test_packed_rows_in_float32(ours, case):
     for result, name in zip(packed(ours, case), "qkv", strict=True):
@@ -139,7 +159,7 @@ def test_the_golden_cases_have_what_the_op_has():
             (False, False, False, "float32"), (False, False, True, "bfloat16")} <= forms
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("case", [k for k, v in CASES.items() if v["dtype"] != "torch.float32"])
 def test_packed_rows_in_half_types(ours, case):
     """One rounding, as the golden op does, comes from a float32 table, or from float32 rows rounded at the end."""
@@ -156,7 +176,7 @@ def test_packed_rows_in_half_types(ours, case):
         assert float(off.max()) <= BF16
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("case", [k for k, v in CASES.items() if v["eps"] is not None])
 @pytest.mark.parametrize("wide_table", [True, False])
 def test_what_the_published_roundings_cost_against_one(ours, case, wide_table):

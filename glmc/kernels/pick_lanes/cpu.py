@@ -22,7 +22,7 @@ def accepts(site) -> str | None:
     return None
 
 
-def _check(x: torch.Tensor, axis_map: Sequence[int]) -> None:
+def check(x: torch.Tensor, axis_map: Sequence[int]) -> None:
     """Raises InternalError where the map and the tensor's first and last sizes do not fit."""
     if x.ndim < 2 or not axis_map or x.shape[-1] != len(axis_map) or not 0 <= min(axis_map) <= max(axis_map) < x.shape[0]:
         raise InternalError("the axis map does not fit the tensor", field="axis_map",
@@ -35,7 +35,7 @@ def run(x: torch.Tensor, axis_map: Sequence[int]) -> torch.Tensor:
 
     A new tensor, never a view of x. Raises InternalError.
     """
-    _check(x, axis_map)
+    check(x, axis_map)
     starts = [i for i, row in enumerate(axis_map) if i == 0 or row != axis_map[i - 1]]
     if len(starts) <= _SLICES:
         ends = [*starts[1:], len(axis_map)]
@@ -59,5 +59,5 @@ def _holds(lanes: torch.Tensor, chosen: list[bool]) -> torch.Tensor:
 
 @torch.library.register_fake("glmc::pick_lanes")
 def _(x: torch.Tensor, axis_map: Sequence[int]) -> torch.Tensor:
-    _check(x, axis_map)
+    check(x, axis_map)
     return x.new_empty(x.shape[1:])

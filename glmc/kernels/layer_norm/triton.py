@@ -1,0 +1,41 @@
+"""Layer norm: the row is centred in registers before it is squared; float32 inside, one rounding at the store."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from glmc.kernels.rms_norm.triton import WIDEST, scale_of, tile
+from glmc.kernels.triton import blocks, launch, rows_of, warps_for
+
+
+def accepts(site) -> str | None:
+    width = site["x"][1][-1]
+    return None if width <= WIDEST else f"a row of {width} elements does not fit one program; at most {WIDEST}"
+
+
+@triton.jit(do_not_specialize=["rows"])
+def layer_norm_kernel(x, weight, bias, y, rows, eps, STRIDE: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr,
+                      EACH: tl.constexpr):
+    row = (tl.program_id(0) * EACH + tl.arange(0, EACH))[:, None].to(tl.int64)
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < H)
+    wide = tl.load(x + row * STRIDE + column, mask=inside, other=0.0).to(tl.float32)
+    wide = tl.where(inside, wide - tl.sum(wide, axis=1, keep_dims=True) / H, 0.0)
+    wide = wide * scale_of(wide, eps, H)
+    if weight is not None:
+        wide = wide * tl.load(weight + column, mask=column < H, other=0.0).to(tl.float32)
+    if bias is not None:
+        wide = wide + tl.load(bias + column, mask=column < H, other=0.0).to(tl.float32)
+    tl.store(y + row * H + column, wide.to(y.dtype.element_ty), mask=inside)
+
+
+def run(x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, *, eps: float) -> torch.Tensor:
+    """x [..., H], weight and bias [H] or None -> [..., H] in x's dtype."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, stride = rows_of(x)
+    block, each = tile(x.shape[-1])
+    launch(layer_norm_kernel, (blocks(rows.shape[0], each),), rows, weight, bias, y, rows.shape[0], eps,
+           STRIDE=stride, H=x.shape[-1], BLOCK=block, EACH=each, warps=warps_for(block * each))
+    return y

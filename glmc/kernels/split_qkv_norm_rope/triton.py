@@ -1,0 +1,92 @@
+"""Packed QKV to attention's inputs in one launch: each program takes some heads of one token, all q, all k or all v.
+
+q's and k's heads are normalised where there are weights, and turned; k and v go to their slots where there is a cache.
+T tokens, S of them a row; the rest of the letters are those of `rope`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from glmc.kernels.pick_lanes.triton import bits
+from glmc.kernels.rope.triton import WIDEST, angles, rows_in, sizes, table_of, turn
+from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
+
+
+def accepts(site) -> str | None:
+    width = site["qkv"][1][-1]
+    if "keys" in site and site["keys"][0] != site["qkv"][0]:
+        return f"the cache is {site['keys'][0]}, the heads are {site['qkv'][0]}"
+    most = next((site[n][1][-1] for n in ("q_weight", "keys") if n in site), 2 * site["cos"][1][-1])
+    return None if most <= WIDEST else f"a head of {most} channels does not fit one program; at most {WIDEST} ({width} packed)"
+
+
+@triton.jit(do_not_specialize=["table_rows", "row_tokens"])
+def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias, slots, q, k, v, table_rows, row_tokens, eps,
+                               TOKEN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+                               LANES: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr,
+                               READ: tl.constexpr, WRITE: tl.constexpr, AXES: tl.constexpr, ONE: tl.constexpr,
+                               TWO: tl.constexpr, K_ROW: tl.constexpr, K_SLOT: tl.constexpr, V_ROW: tl.constexpr,
+                               V_SLOT: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    packed = qkv + token * TOKEN
+    within = tl.arange(0, HEADS)[:, None]
+    q_parts: tl.constexpr = (H + HEADS - 1) // HEADS
+    kv_parts: tl.constexpr = (KV + HEADS - 1) // HEADS
+    if slots is not None:
+        slot = tl.load(slots + token)
+        row = token // row_tokens
+        k_token, v_token = row * K_ROW + slot * K_SLOT, row * V_ROW + slot * V_SLOT
+    else:
+        k_token, v_token = token * (KV * D), token * (KV * D)
+    if part < q_parts:
+        head = part * HEADS + within
+        c, s = angles(cos, sin, token, table_rows, N, LANES, AXES, ONE, TWO)
+        turn(packed + head * D, q + token * (H * D) + head * D, head < H, c, s, q_weight, q_bias, eps,
+             D, N, LANES, REST, HEADS, READ, WRITE)
+    elif part < q_parts + kv_parts:
+        head = (part - q_parts) * HEADS + within
+        c, s = angles(cos, sin, token, table_rows, N, LANES, AXES, ONE, TWO)
+        turn(packed + (H + head) * D, k + k_token + head * D, head < KV, c, s, k_weight, k_bias, eps,
+             D, N, LANES, REST, HEADS, READ, WRITE)
+    else:
+        head = (part - q_parts - kv_parts) * HEADS + within
+        channel = tl.arange(0, WIDE)[None, :]
+        inside = (head < KV) & (channel < D)
+        moved = tl.load(packed + (H + KV + head) * D + channel, mask=inside)
+        tl.store(v + v_token + head * D + channel, moved.to(v.dtype.element_ty), mask=inside)
+
+
+def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch.Tensor | None = None,
+        k_weight: torch.Tensor | None = None, q_bias: torch.Tensor | None = None, k_bias: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None, values: torch.Tensor | None = None, slots: torch.Tensor | None = None, *,
+        heads: int, kv_heads: int, eps: float | None, read: int, write: int, axis_map: tuple[int, ...] | None,
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """qkv [..., (heads + 2 kv_heads) D], cos and sin [..., n] -> q [..., heads, D], k and v [..., kv_heads, D].
+
+    q_weight, k_weight [D]: normalise each head by `eps`; q_bias, k_bias [D] are added after that.
+    keys, values [B, L, kv_heads, D] and slots int64 [B, S]: k and v are written there and the caches returned instead; the
+    last two dims of a cache lie side by side. axis_map: cos and sin are [A, ..., n] and each lane reads its own row.
+    """
+    width, lead = qkv.shape[-1] // (heads + 2 * kv_heads), tuple(qkv.shape[:-1])
+    packed, distance = rows_of(qkv)
+    axes = axis_map is not None
+    one, two = bits(axis_map, cos.shape[0]) if axis_map is not None else (0, 0)
+    cos, sin = (table_of(t, lead, axes) for t in (cos, sin))
+    q = torch.empty((*lead, heads, width), dtype=qkv.dtype, device=qkv.device)
+    if keys is None or values is None or slots is None:
+        k, v = (torch.empty((*lead, kv_heads, width), dtype=qkv.dtype, device=qkv.device) for _ in range(2))
+        strides = {"K_ROW": 0, "K_SLOT": 0, "V_ROW": 0, "V_SLOT": 0}
+    else:
+        k, v, slots = keys, values, slots.contiguous()
+        strides = {"K_ROW": k.stride(0), "K_SLOT": k.stride(1), "V_ROW": v.stride(0), "V_SLOT": v.stride(1)}
+    constants = sizes(heads, width, cos.shape[-1])
+    each = constants["HEADS"]
+    launch(split_qkv_norm_rope_kernel, (packed.shape[0], blocks(heads, each) + 2 * blocks(kv_heads, each)), packed, cos, sin,
+           q_weight, k_weight, q_bias, k_bias, slots, q, k, v, rows_in(cos, axes), lead[-1] if lead else 1, eps or 0.0,
+           TOKEN=distance, H=heads, KV=kv_heads, WIDE=power(width), READ=read, WRITE=write, AXES=axes, ONE=one, TWO=two,
+           **strides, **constants, warps=warps_for(each * power(width)))
+    return q, k, v

@@ -1,0 +1,274 @@
+"""How Triton kernels are started: on a device, in Triton's interpreter on the CPU, or only noted, to be built for elsewhere.
+
+The host code of a kernel runs the same way in all three, so what is built ahead is what will be asked for. Sizes that a
+model fixes are constants of a kernel; rows, tokens and slots are integers on which nothing is specialised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import subprocess
+import types
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from glmc.errors import InternalError, UsageError
+
+_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
+          torch.bool: "i1", torch.uint8: "u8"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One distinct kernel as it was asked for. `signature`: parameter -> Triton type, "constexpr" for those in `constants`."""
+
+    kernel: JITFunction
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    warps: int
+    stages: int
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+    def facts(self) -> dict[str, Any]:
+        """What tells this launch from others, as JSON; `source`: a digest of the kernel and of all that it calls."""
+        return {"kernel": f"{self.kernel.fn.__module__}.{self.name}", "source": self.kernel.cache_key,
+                "signature": dict(self.signature), "constants": dict(self.constants), "warps": self.warps,
+                "stages": self.stages, "triton": triton.__version__}
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits of `facts`."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def source(self) -> ASTSource:
+        """The kernel at its types and constants. Pointers are taken for aligned to 16 bytes, as torch allocates them."""
+        names = [n for n, _ in self.signature]
+        aligned = {(names.index(n),): [["tt.divisibility", 16]] for n, kind in self.signature if kind.startswith("*")}
+        return ASTSource(self.kernel, dict(self.signature), dict(self.constants), aligned)
+
+
+_NOTES: ContextVar[dict[Launch, None] | None] = ContextVar("notes", default=None)
+_INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
+Find = Callable[[str, str], tuple[Path, Path] | None]
+"""(digest, name of the kernel) -> description and binary of a launch that was built ahead."""
+_SEALED: ContextVar[Find | None] = ContextVar("sealed", default=None)
+_OPENED: dict[tuple[Find, Launch], CompiledKernel | None] = {}
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[dict[Launch, None]]:
+    """Meanwhile launches are noted and not made, so that a kernel's host code runs on meta tensors. The notes in order."""
+    notes: dict[Launch, None] = {}
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Meanwhile kernels run on CPU tensors in Triton's interpreter: slow, and the same arithmetic."""
+    token = _INTERPRETED.set(True)
+    try:
+        yield
+    finally:
+        _INTERPRETED.reset(token)
+
+
+@contextlib.contextmanager
+def sealed(find: Find) -> Iterator[None]:
+    """Meanwhile launches that `find` knows start what was built ahead; the others are compiled by Triton as they come."""
+    token = _SEALED.set(find)
+    try:
+        yield
+    finally:
+        _SEALED.reset(token)
+
+
+def launch(kernel: JITFunction, grid: tuple[int, ...], *arguments: Any, warps: int = 4, stages: int = 2, **constants: Any,
+           ) -> None:
+    """Start `kernel` over `grid`; constants are its `tl.constexpr` parameters. Raises UsageError for tensors on no device."""
+    notes = _NOTES.get()
+    if notes is not None:
+        notes.setdefault(_asked(kernel, arguments, constants, warps, stages))
+        return
+    if _INTERPRETED.get():
+        _interpret(kernel, grid, arguments, constants)
+        return
+    if any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in arguments):
+        raise UsageError("a Triton kernel runs on a GPU", field=kernel.fn.__name__, found="tensors on the CPU")
+    find = _SEALED.get()
+    ready = None if find is None else _opened(find, _asked(kernel, arguments, constants, warps, stages))
+    if ready is None:
+        kernel[grid](*arguments, num_warps=warps, num_stages=stages, **constants)
+    else:
+        given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+        ready[(*grid, 1, 1)[:3]](*(given[name] for name in kernel.arg_names))
+
+
+def _opened(find: Find, asked: Launch) -> CompiledKernel | None:
+    if (find, asked) not in _OPENED:
+        files = find(asked.digest, asked.name)
+        _OPENED[find, asked] = files and CompiledKernel(asked.source(), {f.name: str(f) for f in files}, asked.digest)
+    return _OPENED[find, asked]
+
+
+def _asked(kernel: JITFunction, arguments: tuple, constants: dict[str, Any], warps: int, stages: int) -> Launch:
+    given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+    signature, fixed = [], []
+    for parameter in kernel.params:
+        value = given[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature.append((parameter.name, "constexpr"))
+            fixed.append((parameter.name, value))
+        elif isinstance(value, torch.Tensor):
+            signature.append((parameter.name, f"*{_TYPES[value.dtype]}"))
+        else:
+            signature.append((parameter.name, "fp32" if isinstance(value, float) else "i32"))
+    return Launch(kernel, tuple(signature), tuple(fixed), warps, stages)
+
+
+def _interpret(kernel: JITFunction, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
+    """Run a kernel on the CPU. The interpreter cuts bfloat16 off instead of rounding, and multiplies its bits: such tensors
+    are float32 meanwhile, and rounded once at the end."""
+    wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def widened(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dtype is not torch.bfloat16:
+            return value
+        storage = value.untyped_storage()
+        whole = value.as_strided((storage.nbytes() // 2,), (1,), 0)
+        wide.setdefault(storage.data_ptr(), (whole, whole.float()))
+        return wide[storage.data_ptr()][1].as_strided(value.shape, value.stride(), value.storage_offset())
+
+    _interpreted(kernel)[grid](*map(widened, arguments), **constants)
+    for narrow, copy in wide.values():
+        narrow.copy_(copy)
+
+
+class _Language(types.ModuleType):
+    """`triton.language` for the interpreter, which only knows kernels that were read while TRITON_INTERPRET was set."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _ready(getattr(tl, name))
+
+
+def _ready(value: Any) -> Any:
+    """A kernel as an interpreted one; the language by its stand-in; anything else as it is."""
+    if value is tl:
+        return _Language(tl.__name__)
+    return _interpreted(value) if isinstance(value, JITFunction) else value
+
+
+_COPIES: dict[int, InterpretedFunction] = {}
+"""By identity: a kernel's own hash reads the language, which the interpreter changes while it runs."""
+
+
+def _interpreted(kernel: JITFunction) -> InterpretedFunction:
+    """The kernel for the interpreter, made once."""
+    if id(kernel) not in _COPIES:
+        _COPIES[id(kernel)] = _copied(kernel.fn)
+    return _COPIES[id(kernel)]
+
+
+def _copied(function: Any) -> InterpretedFunction:
+    """A copy of a kernel's function in which the names that it uses mean interpreted kernels.
+
+    How Triton's own reductions combine (names with an underscore) the interpreter knows by identity. It changes the two
+    modules of the language that a kernel names, and changes back those that the outermost one does.
+    """
+    used = {name: _ready(function.__globals__[name]) for name in function.__code__.co_names
+            if name in function.__globals__ and not (name.startswith("_") and function.__module__.startswith("triton."))}
+    copy = types.FunctionType(function.__code__, {**function.__globals__, **used, "_language": tl, "_core": tl.core},
+                              function.__name__, function.__defaults__, function.__closure__)
+    copy.__annotations__, copy.__module__, copy.__qualname__ = (
+        function.__annotations__, function.__module__, function.__qualname__)
+    return InterpretedFunction(copy)
+
+
+def power(size: int) -> int:
+    """The least power of two that is not below `size`."""
+    return triton.next_power_of_2(size)
+
+
+def blocks(size: int, each: int) -> int:
+    """How many blocks of `each` cover `size`."""
+    return triton.cdiv(size, each)
+
+
+def warps_for(elements: int) -> int:
+    """Warps for a program that holds so many elements: sixteen a thread, at most sixteen warps."""
+    return min(max(power(elements) // 512, 1), 16)
+
+
+def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """x [..., H] as rows [R, H], and the distance from one to the next; a copy only where no one distance fits them all."""
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    return rows, int(rows.stride(0)) if rows.shape[0] > 1 else int(rows.shape[1])
+
+
+Gpu = tuple[str, int | str, int]
+"""A GPU as Triton names it: "cuda" or "hip", the architecture, and the lanes of a warp."""
+
+
+def build(asked: Launch, gpu: Gpu, cache_folder: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """Compile a launch for `gpu`, which need not be here: the binary, Triton's description of it, and what it uses.
+
+    The last holds registers a thread, bytes of shared memory a program and bytes of registers that were spilled.
+    """
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(cache_folder)
+        made = triton.compile(asked.source(), GPUTarget(*gpu), {"num_warps": asked.warps, "num_stages": asked.stages})
+    binary = made.asm["cubin" if gpu[0] == "cuda" else "hsaco"]
+    described = {k: v for k, v in json.loads(json.dumps(made.metadata._asdict(), default=vars)).items()
+                 if not (isinstance(v, str) and v.startswith("/")) and k != "extern_libs"}
+    used = (_used_on_nvidia(made.asm["ptx"], int(gpu[1]), cache_folder) if gpu[0] == "cuda"
+            else _used_on_amd(made.asm["amdgcn"]))
+    return binary, described, {**used, "shared_bytes": described["shared"]}
+
+
+def _used_on_nvidia(ptx: str, arch: int, folder: Path) -> dict[str, int]:
+    """Registers a thread and bytes spilled, by the assembler's report."""
+    place = folder / "reported.ptx"
+    place.write_text(ptx)
+    tool = triton.knobs.nvidia.ptxas_blackwell if arch >= 100 else triton.knobs.nvidia.ptxas
+    said = subprocess.run([tool.path, "-v", f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}", str(place), "-o", "/dev/null"],
+                          check=True, capture_output=True, text=True).stderr
+    registers, stores, loads = (_count(rf"{before}(\d+) {after}", said) for before, after in
+                                (("Used ", "registers"), ("", "bytes spill stores"), ("", "bytes spill loads")))
+    return {"registers": registers, "spilled_bytes": stores + loads}
+
+
+def _used_on_amd(assembly: str) -> dict[str, int]:
+    """Vector registers and bytes spilled (a register is four), by the assembler's own notes."""
+    registers, vector, scalar = (_count(rf"\.{word}:\s*(\d+)", assembly) for word in
+                                 ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count"))
+    return {"registers": registers, "spilled_bytes": 4 * (vector + scalar)}
+
+
+def _count(pattern: str, report: str) -> int:
+    """The number that a tool's report gives. Raises InternalError where it does not say."""
+    found = re.search(pattern, report)
+    if found is None:
+        raise InternalError("a tool of Triton reports otherwise than it did", expected=pattern, found=report[-400:])
+    return int(found[1])

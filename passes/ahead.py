@@ -1,0 +1,74 @@
+"""Build every Triton kernel that a program will start, for a GPU that need not be here.
+
+Each region runs once on meta tensors for every form and a ladder of sizes, with launches noted instead of made: the host
+code of the kernels itself says what it will ask for.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmc.kernels import triton
+from glmc.passes.lower import Bounds, sample
+from glmc.program import FORMS, Region
+from glmc.region import Bound
+
+INDEX = "index.json"
+
+
+def ladder(most: int) -> list[int]:
+    """2, 4, 8 ... and the bound itself: launches differ by what is a power of two or has grown past a threshold."""
+    return sorted({min(1 << n, most) for n in range(1, most.bit_length() + 1)} | {most})
+
+
+def sizes(form: str, bounds: Bounds) -> Iterator[dict[str, int]]:
+    """Rows, new tokens and slots at which a form is tried."""
+    fixed = FORMS[form]
+    for step in ladder(bounds.max_len if "S" not in fixed else bounds.max_batch if "B" not in fixed else 2):
+        yield {"B": step, "S": step, "L": max(2, step if "S" not in fixed else bounds.max_len)} | fixed
+
+
+@torch.no_grad()
+def launches(regions: Iterable[Region], bounds: Bounds) -> list[triton.Launch]:
+    """Every distinct launch of the regions' kernels within the bounds, in the order of their names."""
+    with triton.noted() as notes, torch.device("meta"):
+        for region in regions:
+            bound = Bound(region, "triton", "meta")
+            for form in bounds.forms():
+                for made in sizes(form, bounds):
+                    bound(*(sample(spec, role, made, bounds) for _, role, spec in region.inputs))
+    return sorted(notes, key=lambda asked: (asked.name, asked.digest))
+
+
+def build_all(regions: Iterable[Region], bounds: Bounds, gpu: triton.Gpu, folder: Path, done: Callable[[int, int], None],
+              ) -> Iterator[Path]:
+    """Build into `folder`; yields the files made: a binary and Triton's description of each launch, and the index of all.
+
+    done(n, of) is called when n kernels are built.
+    """
+    wanted, entries = launches(regions, bounds), []
+    ending = "cubin" if gpu[0] == "cuda" else "hsaco"
+    for number, asked in enumerate(wanted, 1):
+        with tempfile.TemporaryDirectory(prefix="triton-", dir=folder) as scratch:
+            binary, described, used = triton.build(asked, gpu, Path(scratch))
+        name = f"{asked.name}-{asked.digest}"
+        yield _written(folder / f"{name}.{ending}", binary)
+        yield _written(folder / f"{name}.json", _json(described))
+        entries.append({**asked.facts(), "digest": asked.digest, "name": name, **used})
+        done(number, len(wanted))
+    yield _written(folder / INDEX, _json({"gpu": list(gpu), "binary": ending, "kernels": entries}))
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()

@@ -1,0 +1,115 @@
+"""Where an artefact runs, and the verdict whether it can, given before any weight is read.
+
+An artefact for a GPU or NPU runs there, or slowly on the CPU for checking: `triton-interpreted` runs its Triton kernels in
+Triton's interpreter, `npu-emulated` its vendor's ops in a strict stand-in. Neither is ever taken unasked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glmc import machine
+from glmc.artifact import Artifact
+from glmc.errors import IncompatibleArtifact, UsageError
+from glmc.kernels import npu
+from glmc.runtime.sealed import sealed
+from glmc.target import TARGETS, Target, named
+
+CHECKING = {"triton-interpreted": "triton", "npu-emulated": "npu"}
+"""Devices that only check -> the machine whose kernels they run."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """name: as it was asked for; torch: where tensors live; kernels: the machine whose files regions call.
+
+    calling: entered around every run of a region.
+    """
+
+    name: str
+    torch: torch.device
+    kernels: str
+    calling: Callable[[], AbstractContextManager]
+
+
+def open_device(artifact: Artifact, asked: str | None) -> Device:
+    """The device for an artefact. asked: "cpu", "cuda[:N]", "npu[:N]", one of CHECKING, or None for the target's own.
+
+    Raises UsageError for a device that the target does not have, IncompatibleArtifact where this machine cannot run it.
+    """
+    manifest, target = artifact.manifest, named(artifact.manifest["target"])
+    own = {"cpu": "cpu", "triton": "cuda", "npu": "npu"}[target.machine]
+    checks = [name for name, kernels in CHECKING.items() if kernels == target.machine]
+    name = asked or own
+    if name in checks:
+        return Device(name, torch.device("cpu"), target.machine, _checking(name))
+    kind, _, number = name.partition(":")
+    if kind != own or (number and not number.isdigit()) or (number and own == "cpu"):
+        raise UsageError("the artefact was not compiled for this device", field="device", found=name,
+                         expected=", ".join((own, *checks)), hint=f"it was compiled for {target.name}")
+    if own == "cpu":
+        _native(manifest, artifact)
+        return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
+    place = _gpu(artifact, target, int(number or 0)) if own == "cuda" else _npu(artifact, int(number or 0))
+    return Device(name, place, target.machine, sealed(artifact) if own == "cuda" else contextlib.nullcontext)
+
+
+def _checking(name: str) -> Callable[[], AbstractContextManager]:
+    if name == "npu-emulated":
+        return npu.emulated
+    from glmc.kernels import triton
+
+    return triton.interpreted
+
+
+def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
+    """Native code must meet the torch and the CPU it was made for."""
+    if manifest["engine"] != "aoti":
+        return
+    if manifest["torch"] != torch.__version__:
+        raise IncompatibleArtifact("the artefact was compiled with another torch", file=artifact.folder, field="torch",
+                                   expected=torch.__version__, found=manifest["torch"])
+    machine.check(manifest["machine"], artifact.folder)
+
+
+def _gpu(artifact: Artifact, target: Target, number: int) -> torch.device:
+    """The GPU that torch calls `number`, if it is the target's and holds the weights."""
+    if not torch.cuda.is_available() or number >= torch.cuda.device_count():
+        raise IncompatibleArtifact("torch sees no such GPU here", file=artifact.folder, field="device", expected=target.name,
+                                   found=f"{torch.cuda.device_count()} GPUs, torch {torch.__version__}",
+                                   hint="run it where the GPU is, compile it again with --target cpu, or check it with "
+                                        "--device triton-interpreted")
+    properties = torch.cuda.get_device_properties(number)
+    found = (f"rocm:{properties.gcnArchName.split(':')[0]}" if torch.version.hip else
+             f"cuda:sm_{properties.major}{properties.minor}")
+    if found != target.name:
+        again = f"compile it again with --target {found}" if found in TARGETS else "no target of glmc is this GPU"
+        raise IncompatibleArtifact("the artefact was compiled for another GPU", file=artifact.folder, field="target",
+                                   expected=found, found=target.name, hint=again)
+    _room(artifact, torch.cuda.mem_get_info(number)[0])
+    return torch.device("cuda", number)
+
+
+def _npu(artifact: Artifact, number: int) -> torch.device:
+    """The NPU that torch_npu calls `number`."""
+    module = npu.vendor("torch_npu")
+    if number >= module.npu.device_count():
+        raise IncompatibleArtifact("torch_npu sees no such NPU here", file=artifact.folder, field="device",
+                                   found=f"{module.npu.device_count()} NPUs")
+    _room(artifact, module.npu.mem_get_info(number)[0])
+    return torch.device("npu", number)
+
+
+def _room(artifact: Artifact, free: int) -> None:
+    weights = sum(artifact.files[name]["bytes"] for name in artifact.shards())
+    if weights > free:
+        raise IncompatibleArtifact("the weights do not fit the device's free memory", file=artifact.folder, field="memory",
+                                   expected=f"{weights} bytes", found=f"{free} bytes",
+                                   hint="free memory there, or compile a smaller dtype")
+

@@ -1,0 +1,70 @@
+"""Every Triton kernel on a GPU: parity with float64, many tokens x heads, poisoned outputs, and the artefact's own binaries."""
+
+from __future__ import annotations
+
+import math
+
+import models
+import pytest
+import torch
+import traced
+
+import glmc
+from glmc import kernels
+from glmc.passes import declare
+
+pytestmark = pytest.mark.gpu
+NAMES = [name for name in declare.names() if kernels.has(name, "triton")]
+
+
+def on_gpu(name, maths, tensors, dtype):
+    """Results of the kernel on the GPU, on the CPU again."""
+    given = dict(zip(maths.present(0), (t.cuda() for t in tensors), strict=True))
+    made = kernels.load(name, "triton").run(*(given.get(n) for n in maths.tensors), **maths.settings(0, dtype))
+    return tuple(t.cpu() for t in traced.everything(made))
+
+
+@pytest.mark.parametrize("form", [f for f in traced.every() if f[0] in NAMES], ids=lambda f: "-".join(map(traced.label, f)))
+def test_the_kernel_passes_its_exam(form):
+    name, pair, dtype, wide = form
+    for which in range(3):
+        for seed, spread in enumerate((1.0, 1e-3, 30.0)):
+            maths = traced.unseen(declare.load(name), pair, which)
+            tensors = traced.tensors_of(maths, dtype, wide, seed, spread)
+            results = on_gpu(name, maths, tensors, dtype)
+            own = traced.everything(maths.bound(maths.present(0))(*(t.clone() for t in tensors), **maths.settings(0, dtype)))
+            right = traced.exact(maths, maths.present(0), tensors, maths.settings(0, dtype))
+            mine, its = (traced.worst(traced.in_order(name, r), traced.in_order(name, right)) for r in (results, own))
+            assert mine <= 2 * its + 2 * torch.finfo(dtype).eps, (which, seed, mine, its)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 65_536, 262_144])
+def test_partial_width_at_many_rows_is_as_exact_as_at_few(dtype, rows):
+    x, cos, sin = torch.randn(rows // 8 + 1, 8, 128), torch.randn(rows // 8 + 1, 32), torch.randn(rows // 8 + 1, 32)
+    x, cos, sin = x.to(dtype), cos.to(dtype), sin.to(dtype)
+    made = kernels.load("rope", "triton").run(x.cuda(), cos.cuda(), sin.cuda(), read=-2, write=-2).cpu()
+    exact = declare.load("rope").reference(x.double(), cos.double(), sin.double(), read=-2, write=-2)
+    assert float((made.double() - exact).abs().max() / exact.abs().max()) <= 2 * torch.finfo(dtype).eps
+
+
+def test_every_element_is_written():
+    """Memory that the allocator hands out again is poisoned first: what a kernel leaves unwritten shows."""
+    for name in ("rms_norm", "rope", "silu_mul", "split_qkv_norm_rope"):
+        maths = traced.unseen(declare.load(name), 0 if name != "split_qkv_norm_rope" else 6, 1)
+        tensors = traced.tensors_of(maths, torch.float32)
+        size = max(math.prod(t.shape) for t in tensors) * 4
+        poison = [torch.full((size,), float("nan"), device="cuda") for _ in range(8)]
+        del poison
+        assert all(bool(t.isfinite().all()) for t in on_gpu(name, maths, tensors, torch.float32))
+
+
+def test_an_artefact_starts_its_own_kernels_and_gives_transformers_tokens(tmp_path, recwarn):
+    major, minor = torch.cuda.get_device_capability()
+    config, model, checkpoint = models.published("glm4_moe", num_hidden_layers=2)
+    glmc.compile(checkpoint, tmp_path / "gpu.glmc", target=f"cuda:sm_{major}{minor}", max_len=64)
+    session = glmc.load(tmp_path / "gpu.glmc")
+    (ids,) = models.prompts(config["vocab_size"], 12)
+    assert float((session.logits(torch.tensor([ids]))[0] - models.logits(model, ids)).abs().max()) <= 1e-3
+    assert session.generate(ids, max_new_tokens=16).token_ids == models.greedy(model, ids, 16)
+    assert not [w for w in recwarn if "compiled now" in str(w.message)]

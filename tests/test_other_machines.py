@@ -1,0 +1,175 @@
+"""Artefacts for a GPU and for an NPU, on a machine that has neither: compiled, inspected, refused with a direction, checked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import models
+import pytest
+import torch
+
+import glmc
+from glmc.artifact import Artifact
+from glmc.errors import IncompatibleArtifact, UsageError
+from glmc.passes.choose import choose
+from glmc.runtime.sealed import INDEX, Sealed
+from glmc.sites import find_sites
+from glmc.survey import parts_of
+from glmc.target import TARGETS
+from glmc.trace import trace
+from glmc.trail import Trail
+
+CHECKED = {"cuda:sm_90": "triton-interpreted", "npu:ascend910b": "npu-emulated"}
+ON_NPU = ("glm", "glm4", "glm4_moe", "glm4_moe-no-qk-norm")
+
+
+def made(variant, target, tmp_path_factory, **changes):
+    config, model, checkpoint = models.published(variant, **changes)
+    out = tmp_path_factory.mktemp("out") / f"{variant}.glmc"
+    return config, model, glmc.compile(checkpoint, out, target=target, max_len=models.MAX_LEN, max_batch=2)
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory):
+    """A dense and a routed layer for a GPU."""
+    return made("glm4_moe", "cuda:sm_90", tmp_path_factory, num_hidden_layers=2)
+
+
+def agrees(config, model, session, lengths, steps):
+    for ids in models.prompts(config["vocab_size"], *lengths):
+        wanted = models.logits(model, ids)
+        assert float((session.logits(torch.tensor([ids]))[0] - wanted).abs().max()) <= 1e-4
+        assert session.generate(ids, max_new_tokens=steps).token_ids == models.greedy(model, ids, steps)
+
+
+def test_a_gpu_artefact_holds_its_kernels_and_what_they_use(gpu):
+    _, _, artifact = gpu
+    index = artifact.json(INDEX)
+    assert index["gpu"] == ["cuda", 90, 32]
+    kernels = {k["kernel"].rsplit(".", 1)[1] for k in index["kernels"]}
+    assert {"rms_norm_kernel", "add_rms_norm_kernel", "split_qkv_norm_rope_kernel", "attention_kernel", "moe_route_kernel",
+            "gate_up_kernel", "grouped_mm_kernel", "silu_mul_kernel"} <= kernels
+    for kernel in index["kernels"]:
+        assert kernel["spilled_bytes"] == 0, kernel["name"]
+        assert 0 < kernel["registers"] <= 255
+        assert artifact.read(f"kernels/{kernel['name']}.cubin")[:4] == b"\x7fELF"
+    text = json.dumps([artifact.json(f"kernels/{k['name']}.json") for k in index["kernels"]])
+    assert str(artifact.folder.parent.parent) not in text
+    assert "/site-packages/" not in text
+
+
+def test_every_launch_within_the_bounds_was_built_ahead(gpu):
+    """At lengths and batches that no rung of the ladder has."""
+    from glmc.kernels import triton
+    from glmc.passes.lower import Bounds, sample
+    from glmc.region import Bound
+    from glmc.runtime.session import read_program
+
+    _, _, artifact = gpu
+    sealed, program = Sealed(artifact), read_program(artifact)
+    seen = 0
+    for sizes in ({"B": 1, "S": 1, "L": 37}, {"B": 1, "S": 1, "L": 2}, {"B": 1, "S": 7, "L": 11}, {"B": 1, "S": 61, "L": 80},
+                  {"B": 2, "S": 1, "L": 33}):
+        with triton.noted() as notes, torch.device("meta"), torch.no_grad():
+            for region in program.regions.values():
+                given = [sample(spec, role, sizes, Bounds(2, models.MAX_LEN)) for _, role, spec in region.inputs]
+                Bound(region, "triton", "meta")(*given)
+        for asked in notes:
+            assert sealed.find(asked.digest, asked.name) is not None, asked.facts()
+            seen += 1
+    assert seen > 20
+    assert not sealed.missing
+    with pytest.warns(UserWarning, match="compiled now"):
+        assert sealed.find("0" * 16, "rope_kernel") is None
+    assert sealed.missing == {"rope_kernel": 1}
+
+
+def test_a_gpu_artefact_gives_transformers_numbers_in_the_interpreter(gpu):
+    config, model, artifact = gpu
+    agrees(config, model, glmc.load(artifact.folder, device="triton-interpreted"), (5, 12), 3)
+
+
+def test_rows_of_a_batch_in_the_interpreter(gpu):
+    config, model, artifact = gpu
+    session = glmc.load(artifact.folder, device="triton-interpreted")
+    prompts = models.prompts(config["vocab_size"], 3, 6)
+    answers = session.generate_batch(prompts, max_new_tokens=2)
+    assert [a.token_ids for a in answers] == [models.greedy(model, ids, 2) for ids in prompts]
+
+
+@pytest.mark.parametrize("variant", ON_NPU)
+def test_an_npu_artefact_equals_transformers_on_the_emulation(variant, tmp_path_factory):
+    config, model, artifact = made(variant, "npu:ascend910b", tmp_path_factory)
+    rows = {r["fusion"]: r for r in artifact.json("ledger.json")["ledger"]}
+    assert rows["split_qkv_norm_rope"]["taken"] == rows["split_qkv_norm_rope"]["expected"] == config["num_hidden_layers"]
+    session = glmc.load(artifact.folder, device="npu-emulated")
+    agrees(config, model, session, (1, 9), 12)
+    prompts = models.prompts(config["vocab_size"], 4, 11)
+    answers = session.generate_batch(prompts, max_new_tokens=8)
+    assert [a.token_ids for a in answers] == [models.greedy(model, ids, 8) for ids in prompts]
+
+
+def test_a_machine_without_the_device_gets_a_direction(gpu, tmp_path_factory):
+    _, _, artifact = gpu
+    with pytest.raises(IncompatibleArtifact, match="no such GPU here") as fault:
+        glmc.load(artifact.folder)
+    assert "triton-interpreted" in fault.value.hint
+    _, _, other = made("glm4", "npu:ascend910b", tmp_path_factory, num_hidden_layers=1)
+    with pytest.raises(IncompatibleArtifact, match="torch_npu") as fault:
+        glmc.load(other.folder)
+    assert "npu-emulated" in fault.value.hint
+
+
+@pytest.mark.parametrize("device", ["npu", "cpu", "npu-emulated", "cuda:x", "gpu"])
+def test_a_device_that_the_target_does_not_have_is_refused(gpu, device):
+    _, _, artifact = gpu
+    with pytest.raises(UsageError, match="not compiled for this device"):
+        glmc.load(artifact.folder, device=device)
+
+
+class Properties:
+    def __init__(self, major, minor):
+        self.major, self.minor = major, minor
+
+
+def test_another_gpu_is_told_what_to_do(gpu, monkeypatch):
+    _, _, artifact = gpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for properties, hint in ((Properties(8, 0), "--target cuda:sm_80"), (Properties(7, 5), "no target of glmc")):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n, p=properties: p)
+        with pytest.raises(IncompatibleArtifact, match="another GPU") as fault:
+            glmc.load(artifact.folder)
+        assert hint in fault.value.hint
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: Properties(9, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (1000, 2000))
+    with pytest.raises(IncompatibleArtifact, match="do not fit") as fault:
+        glmc.load(artifact.folder)
+    assert fault.value.found == "1000 bytes"
+
+
+def test_inspect_shows_the_kernels(gpu):
+    _, _, artifact = gpu
+    done = subprocess.run([sys.executable, "-m", "glmc", "inspect", artifact.folder, "--json"], capture_output=True, text=True,
+                          check=True)
+    said = json.loads(done.stdout)
+    assert said["manifest"]["target"] == "cuda:sm_90"
+    assert {k["name"] for k in said["kernels"]} == {k["name"] for k in Artifact.open(artifact.folder).json(INDEX)["kernels"]}
+
+
+def test_every_target_decides_on_every_site_here():
+    """One search, as `glmc plan` makes it, and every target's decisions on it, on a machine that has none of them."""
+    config = models.tiny_config("glm4_moe", num_hidden_layers=1, first_k_dense_replace=0)
+    (part,) = parts_of(config, torch.bfloat16)[1]
+    traced = trace(part.module, part.args, part.dynamic)
+    sites = find_sites(traced, Trail()).sites
+    for name, target in TARGETS.items():
+        decided = choose(sites, traced.graph, target)
+        assert len(decided) == len(sites)
+        assert all(d.site.place and d.reason != "" for d in decided)
+        taken = {d.site.fusion for d in decided if d.reason is None}
+        assert bool(taken) == (target.missing is None), name
+        if target.missing is None:
+            assert {"split_qkv_norm_rope", "moe_route", "moe_experts"} <= taken, name
