@@ -18,6 +18,7 @@ from glmc import machine
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.kernels import npu
+from glmc.runtime import capture
 from glmc.runtime.sealed import sealed
 from glmc.target import TARGETS, Target, named
 
@@ -29,13 +30,14 @@ CHECKING = {"triton-interpreted": "triton", "npu-emulated": "npu"}
 class Device:
     """name: as it was asked for; torch: where tensors live; kernels: the machine whose files regions call.
 
-    calling: entered around every run of a region.
+    calling: entered around every run of a region. record: how its decode steps are recorded, None where they are not.
     """
 
     name: str
     torch: torch.device
     kernels: str
     calling: Callable[[], AbstractContextManager]
+    record: capture.Record | None = None
 
 
 def open_device(artifact: Artifact, asked: str | None) -> Device:
@@ -48,7 +50,7 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
     checks = [name for name, kernels in CHECKING.items() if kernels == target.machine]
     name = asked or own
     if name in checks:
-        return Device(name, torch.device("cpu"), target.machine, _checking(name))
+        return Device(name, torch.device("cpu"), target.machine, _checking(name), capture.again)
     kind, _, number = name.partition(":")
     if kind != own or (number and not number.isdigit()) or (number and own == "cpu"):
         raise UsageError("the artefact was not compiled for this device", field="device", found=name,
@@ -56,8 +58,10 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
     if own == "cpu":
         _native(manifest, artifact)
         return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
-    place = _gpu(artifact, target, int(number or 0)) if own == "cuda" else _npu(artifact, int(number or 0))
-    return Device(name, place, target.machine, sealed(artifact) if own == "cuda" else contextlib.nullcontext)
+    if own == "npu":
+        return Device(name, _npu(artifact, int(number or 0)), "npu", contextlib.nullcontext,
+                      capture.graphs(npu.vendor("torch_npu").npu))
+    return Device(name, _gpu(artifact, target, int(number or 0)), "triton", sealed(artifact), capture.graphs(torch.cuda))
 
 
 def _checking(name: str) -> Callable[[], AbstractContextManager]:

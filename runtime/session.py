@@ -14,6 +14,7 @@ import torch
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact, RequestOutOfBounds, UsageError
 from glmc.program import FORMS, Program, Region
+from glmc.runtime.capture import Decoder
 from glmc.runtime.device import Device, open_device
 from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.memory import Cache
@@ -55,6 +56,7 @@ class Model:
         self.program, self.steps = program, Steps(program, weights, calls)
         self.cache = Cache(self.dims, getattr(torch, manifest["dtype"]), self.bounds["max_batch"], self.bounds["max_len"],
                            self.device.torch)
+        self.decoder = self.device.record and Decoder(self._decode, self.device.record, self.max_len, self.device.torch)
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
@@ -109,15 +111,23 @@ class Model:
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
-        return self._run("decode" if len(tokens) == 1 else "decode_rows", tokens, positions, 0, False)
+        if self.decoder is not None:
+            with torch.no_grad():
+                return self.decoder(tokens, positions).cpu()
+        return self._run(_decoding(tokens), tokens, positions, 0, False)
+
+    def _decode(self, tokens: torch.Tensor, positions: torch.Tensor, slots: int) -> torch.Tensor:
+        return self.steps.run(_decoding(tokens), self.named(tokens, positions, 0, slots), False)
 
     def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
         with torch.no_grad():
             return self.steps.run(form, self.named(tokens, positions, row), every_row).cpu()
 
-    def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
-        """What a program reads, by name: the inputs, and views of the cache from row `row` on."""
-        slots, place = max(2, int(positions.max()) + 1), self.device.torch
+    def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int, slots: int | None = None,
+              ) -> dict[str, torch.Tensor]:
+        """What a program reads, by name: the inputs, and views of the cache from row `row` on, up to the last that is filled
+        or the first `slots`."""
+        slots, place = max(2, int(positions.max()) + 1) if slots is None else slots, self.device.torch
         # Compiled code takes the strides of contiguous tensors for granted.
         named = {"input:input_ids": tokens.contiguous().to(place), "input:positions": positions.contiguous().to(place),
                  "input:slots": torch.arange(slots, device=place)}
@@ -175,6 +185,11 @@ class Model:
         from glmc.runtime.as_transformers import wrap
 
         return wrap(self)
+
+
+def _decoding(tokens: torch.Tensor) -> str:
+    """The form that decodes one token a row."""
+    return "decode" if len(tokens) == 1 else "decode_rows"
 
 
 def open_code(artifact: Artifact, program: Program, max_batch: int, device: Device) -> dict[str, dict[str, Any]]:

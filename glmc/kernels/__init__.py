@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from glmc.errors import UnknownName
+from glmc.errors import UnknownName, UnsupportedTarget
 
 FOLDER = Path(__file__).parent
 
@@ -75,7 +75,13 @@ def has(name: str, machine: str) -> bool:
 
 
 def load(name: str, machine: str) -> ModuleType:
-    """The module `glmc.kernels.NAME.MACHINE`."""
+    """The module `glmc.kernels.NAME.MACHINE`. Raises UnsupportedTarget where the language it is written in is missing."""
     if not has(name, machine):
         raise UnknownName(f"the op has no code for {machine}", field=name)
-    return importlib.import_module(f"glmc.kernels.{name}.{machine}")
+    try:
+        return importlib.import_module(f"glmc.kernels.{name}.{machine}")
+    except ModuleNotFoundError as fault:
+        if fault.name != machine:
+            raise
+        raise UnsupportedTarget("the kernels of this machine are written in a language that is not installed",
+                                field=machine, hint=f"pip install {machine}") from fault

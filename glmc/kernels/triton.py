@@ -34,11 +34,15 @@ _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", 
 
 @dataclass(frozen=True)
 class Launch:
-    """One distinct kernel as it was asked for. `signature`: parameter -> Triton type, "constexpr" for those in `constants`."""
+    """One distinct kernel as it was asked for. `signature`: parameter -> Triton type, "constexpr" for those in `constants`.
+
+    aligned: the tensors that begin at a multiple of 16 bytes, which lets the compiler load 16 bytes at once.
+    """
 
     kernel: JITFunction
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[str, ...]
     warps: int
     stages: int
 
@@ -49,8 +53,8 @@ class Launch:
     def facts(self) -> dict[str, Any]:
         """What tells this launch from others, as JSON; `source`: a digest of the kernel and of all that it calls."""
         return {"kernel": f"{self.kernel.fn.__module__}.{self.name}", "source": self.kernel.cache_key,
-                "signature": dict(self.signature), "constants": dict(self.constants), "warps": self.warps,
-                "stages": self.stages, "triton": triton.__version__}
+                "signature": dict(self.signature), "constants": dict(self.constants), "aligned": list(self.aligned),
+                "warps": self.warps, "stages": self.stages, "triton": triton.__version__}
 
     @property
     def digest(self) -> str:
@@ -58,10 +62,10 @@ class Launch:
         return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:16]
 
     def source(self) -> ASTSource:
-        """The kernel at its types and constants. Pointers are taken for aligned to 16 bytes, as torch allocates them."""
-        names = [n for n, _ in self.signature]
-        aligned = {(names.index(n),): [["tt.divisibility", 16]] for n, kind in self.signature if kind.startswith("*")}
-        return ASTSource(self.kernel, dict(self.signature), dict(self.constants), aligned)
+        """The kernel at its types and constants."""
+        attributes = {(place,): [["tt.divisibility", 16]] for place, (name, _) in enumerate(self.signature)
+                      if name in self.aligned}
+        return ASTSource(self.kernel, dict(self.signature), dict(self.constants), attributes)
 
 
 _NOTES: ContextVar[dict[Launch, None] | None] = ContextVar("notes", default=None)
@@ -133,7 +137,7 @@ def _opened(find: Find, asked: Launch) -> CompiledKernel | None:
 
 def _asked(kernel: JITFunction, arguments: tuple, constants: dict[str, Any], warps: int, stages: int) -> Launch:
     given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-    signature, fixed = [], []
+    signature, fixed, aligned = [], [], []
     for parameter in kernel.params:
         value = given[parameter.name]
         if parameter.is_constexpr or value is None:
@@ -141,9 +145,16 @@ def _asked(kernel: JITFunction, arguments: tuple, constants: dict[str, Any], war
             fixed.append((parameter.name, value))
         elif isinstance(value, torch.Tensor):
             signature.append((parameter.name, f"*{_TYPES[value.dtype]}"))
+            if _start(value) % 16 == 0:
+                aligned.append(parameter.name)
         else:
             signature.append((parameter.name, "fp32" if isinstance(value, float) else "i32"))
-    return Launch(kernel, tuple(signature), tuple(fixed), warps, stages)
+    return Launch(kernel, tuple(signature), tuple(fixed), tuple(aligned), warps, stages)
+
+
+def _start(tensor: torch.Tensor) -> int:
+    """Where a tensor begins, in bytes; on the meta device from the start of its memory, which torch aligns."""
+    return tensor.storage_offset() * tensor.element_size() if tensor.is_meta else tensor.data_ptr()
 
 
 def _interpret(kernel: JITFunction, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
