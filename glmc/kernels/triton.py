@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def _asked(kernel: JITFunction, arguments: tuple, constants: dict[str, Any], war
 
 def _start(tensor: torch.Tensor) -> int:
     """Where a tensor begins, in bytes; on the meta device from the start of its memory, which torch aligns."""
-    return tensor.storage_offset() * tensor.element_size() if tensor.is_meta else tensor.data_ptr()
+    return int(tensor.storage_offset()) * tensor.element_size() if tensor.is_meta else tensor.data_ptr()
 
 
 def _interpret(kernel: JITFunction, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
@@ -170,7 +171,9 @@ def _interpret(kernel: JITFunction, grid: tuple[int, ...], arguments: tuple, con
         wide.setdefault(storage.data_ptr(), (whole, whole.float()))
         return wide[storage.data_ptr()][1].as_strided(value.shape, value.stride(), value.storage_offset())
 
-    _interpreted(kernel)[grid](*map(widened, arguments), **constants)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's word for infinities, which a GPU makes silently
+        _interpreted(kernel)[grid](*map(widened, arguments), **constants)
     for narrow, copy in wide.values():
         narrow.copy_(copy)
 
