@@ -39,10 +39,12 @@ TARGETS = {t.name: t for t in (
 
 
 def named(name: str) -> Target:
-    """The target called `name`. Raises UnknownName."""
-    if name not in TARGETS:
-        raise UnknownName("no target has this name", field="target", found=name, expected=", ".join(TARGETS))
-    return TARGETS[name]
+    """The target called `name`, or the only one of its kind ("npu"). Raises UnknownName."""
+    kind = [target for target in TARGETS.values() if target.name.partition(":")[0] == name]
+    if name not in TARGETS and len(kind) != 1:
+        raise UnknownName("no target has this name" if not kind else "there are several targets of this kind", field="target",
+                          found=name, expected=", ".join(t.name for t in kind or TARGETS.values()))
+    return TARGETS[name] if name in TARGETS else kind[0]
 
 
 def compilable(name: str) -> Target:

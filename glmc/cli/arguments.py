@@ -12,7 +12,7 @@ import typer
 
 from glmc.artifact import MANIFEST
 from glmc.errors import UnknownName, UsageError
-from glmc.target import TARGETS
+from glmc.target import TARGETS, named
 
 _SIBLINGS = 1000
 
@@ -29,11 +29,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def target_name(name: str) -> str:
-    """`name`, if it is a target. Raises UnknownName."""
-    if name not in TARGETS:
-        raise UnknownName("no target has this name", field="target", found=name, expected=", ".join(TARGETS),
-                          hint=nearest(name, TARGETS))
-    return name
+    """The full name of the target called `name`. Raises UnknownName that names the nearest."""
+    try:
+        return named(name).name
+    except UnknownName as fault:
+        fault.hint = nearest(name, TARGETS)
+        raise
 
 
 def is_artifact(path: Path) -> bool:

@@ -1,0 +1,29 @@
+"""Targets by name, and by kind where the kind has one."""
+
+from __future__ import annotations
+
+import pytest
+
+from glmc.errors import UnknownName, UnsupportedTarget
+from glmc.target import TARGETS, compilable, named
+
+
+@pytest.mark.parametrize(("name", "full"), [*((n, n) for n in TARGETS), ("npu", "npu:ascend910b"), ("rocm", "rocm:gfx942"),
+                                            ("mlir", "mlir:llvm-cpu")])
+def test_a_name_or_the_only_one_of_a_kind(name, full):
+    assert named(name).name == full
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("cuda", "cuda:sm_80, cuda:sm_90, cuda:sm_100"), ("cuda:sm_91", "cpu, fx"), ("", "cpu"), ("npu:", "cpu"),
+    ("llvm-cpu", "cpu")])
+def test_what_is_no_target_is_told_with_what_is(name, said):
+    with pytest.raises(UnknownName) as fault:
+        named(name)
+    assert fault.value.expected.startswith(said)
+
+
+def test_a_target_that_is_only_planned_is_not_compiled():
+    assert {n for n, t in TARGETS.items() if t.missing} == {"mlir:llvm-cpu", "onnx"}
+    with pytest.raises(UnsupportedTarget):
+        compilable("onnx")
