@@ -23,7 +23,7 @@ from glmc import divergence, families
 from glmc.artifact import Artifact
 from glmc.checkpoint.folder import Checkpoint
 from glmc.divergence import Apart, apart
-from glmc.errors import IncompatibleArtifact
+from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.program import Region
 from glmc.runtime.session import Model
 from glmc.streamed import Call, Seen, Streamed, tensors, watch, wide_copy, widened
@@ -74,11 +74,18 @@ class Answer:
     tokens: list[int]
 
 
-def against(artifact: Artifact, source: Path, seed: int = 0) -> Answer:
-    """Compare. Raises IncompatibleArtifact (another architecture, no places), CheckpointError and what loading raises."""
+def against(artifact: Artifact, source: Path, seed: int = 0, device: str | None = None) -> Answer:
+    """Compare, on the CPU: an artefact for another machine on a device that checks it.
+
+    Raises IncompatibleArtifact (another architecture, no places), UsageError (device), CheckpointError and what loading raises.
+    """
     checkpoint = Checkpoint.open(source)
     _same_architecture(artifact, checkpoint)
-    return _Comparison(Model(artifact), checkpoint, seed).run()
+    model = Model(artifact, device)
+    if model.device.torch.type != "cpu":
+        raise UsageError("steps are compared on the CPU", field="device", found=model.device.name,
+                         expected="triton-interpreted or npu-emulated")
+    return _Comparison(model, checkpoint, seed).run()
 
 
 def _same_architecture(artifact: Artifact, checkpoint: Checkpoint) -> None:
@@ -173,6 +180,11 @@ class _Comparison:
         with torch.no_grad():
             return given, dict(zip(self.program.steps[number].outputs, call(list(inputs)), strict=True))
 
+    def _inside(self, region: Region, given: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the region's text makes of what it is given, by the names that places have."""
+        with self.model.device.calling():
+            return divergence.values(region, given, self.program.places[region.name], self.model.device.kernels)
+
     def _outer(self, number: int, outer: dict[str, Seen], published: Streamed) -> None:
         """The embed or the head step: each module that ends in one of the step's outputs, and blame inside."""
         region, step = self._region(number), self.program.steps[number]
@@ -193,7 +205,7 @@ class _Comparison:
                 if published.model.get_submodule(module) is published.model.get_input_embeddings():
                     self.flow = name
         if bad and self.blamed is None:
-            blame = divergence.first(places, divergence.values(region, given, places), outer, exact, self.dtype)
+            blame = divergence.first(places, self._inside(region, given), outer, exact, self.dtype)
             self._blame(blame, "")
 
     def _exact(self, outer: dict[str, Seen], published: Streamed) -> dict[str, Seen]:
@@ -238,7 +250,7 @@ class _Comparison:
             bad |= written.diverges
         if bad and self.blamed is None:
             places = self.program.places[self.program.steps[number].region]
-            made = divergence.values(self._region(number), given, places)
+            made = self._inside(self._region(number), given)
             self._blame(divergence.first(places, made, seen, sure, self.dtype), call.path)
         self.values[self.flow] = plain.contiguous()
 
@@ -250,7 +262,7 @@ class _Comparison:
         places = self.program.places[self.program.steps[number].region]
         if not any(path in places for path in chosen):
             return {}, 0
-        made = divergence.values(self._region(number), given, places)
+        made = self._inside(self._region(number), given)
         swapped: dict[str, torch.Tensor] = {}
         for path in chosen:
             pairs = divergence.paired([made[n] for n in places[path].inputs if n in made] if path in places else [],

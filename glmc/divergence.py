@@ -109,8 +109,12 @@ def routers(seen: dict[str, Seen]) -> dict[str, torch.Tensor]:
     return {path: t for path, s in seen.items() for t in s.outputs if _is_choice(t, s.outputs)}
 
 
-def values(region: Region, inputs: Sequence[torch.Tensor], places: dict[str, Place]) -> dict[str, torch.Tensor]:
-    """Run a region's text line by line; the values that places name, in the order they are made. Inputs stay as they are."""
+def values(region: Region, inputs: Sequence[torch.Tensor], places: dict[str, Place], kernels: str = "cpu",
+           ) -> dict[str, torch.Tensor]:
+    """Run a region's text line by line; the values that places name, in the order they are made. Inputs stay as they are.
+
+    kernels: the machine whose kernels it calls.
+    """
     wanted: dict[str, set[str]] = {}
     for place in places.values():
         for name in (*place.inputs, *place.outputs):
@@ -126,7 +130,7 @@ def values(region: Region, inputs: Sequence[torch.Tensor], places: dict[str, Pla
     for value, (name, _, _) in zip(copies, region.inputs, strict=True):
         keep(name, value)
     with torch.no_grad():
-        for name, value in Bound(region, "cpu").lines(*copies):
+        for name, value in Bound(region, kernels).lines(*copies):
             keep(name, value)
     return kept
 

@@ -20,10 +20,12 @@ from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.kernels import npu
 from glmc.runtime import capture
 from glmc.runtime.sealed import sealed
-from glmc.target import TARGETS, Target, named
+from glmc.target import TARGETS, Target
 
 CHECKING = {"triton-interpreted": "triton", "npu-emulated": "npu"}
 """Devices that only check -> the machine whose kernels they run."""
+_OWN = {"cpu": "cpu", "triton": "cuda", "npu": "npu"}
+"""Machine -> its own device's kind."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,13 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
 
     Raises UsageError for a device that the target does not have, IncompatibleArtifact where this machine cannot run it.
     """
-    manifest, target = artifact.manifest, named(artifact.manifest["target"])
-    own = {"cpu": "cpu", "triton": "cuda", "npu": "npu"}[target.machine]
+    manifest = artifact.manifest
+    if manifest["target"] not in TARGETS or TARGETS[manifest["target"]].machine not in _OWN:
+        raise IncompatibleArtifact("the artefact was compiled for a target that this version does not run",
+                                   file=artifact.folder, field="target", found=manifest["target"],
+                                   expected=", ".join(n for n, t in TARGETS.items() if t.machine in _OWN))
+    target = TARGETS[manifest["target"]]
+    own = _OWN[target.machine]
     checks = [name for name, kernels in CHECKING.items() if kernels == target.machine]
     name = asked or own
     if name in checks:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import models
 import pytest
 import torch
 
 import glmc
+from glmc.against import against
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.passes.choose import choose
+from glmc.runtime.device import open_device
 from glmc.runtime.sealed import INDEX, Sealed
 from glmc.sites import find_sites
 from glmc.survey import parts_of
@@ -129,6 +132,15 @@ def test_a_device_that_the_target_does_not_have_is_refused(gpu, device):
         glmc.load(artifact.folder, device=device)
 
 
+def test_a_target_of_another_version_is_told_as_such(gpu):
+    _, _, artifact = gpu
+    for name in ("vulkan", "onnx"):
+        other = SimpleNamespace(folder=artifact.folder, manifest={**artifact.manifest, "target": name})
+        with pytest.raises(IncompatibleArtifact, match="does not run") as fault:
+            open_device(other, None)
+        assert fault.value.exit == 4
+
+
 class Properties:
     def __init__(self, major, minor):
         self.major, self.minor = major, minor
@@ -148,6 +160,15 @@ def test_another_gpu_is_told_what_to_do(gpu, monkeypatch):
     with pytest.raises(IncompatibleArtifact, match="do not fit") as fault:
         glmc.load(artifact.folder)
     assert fault.value.found == "1000 bytes"
+
+
+@pytest.mark.parametrize("target", CHECKED)
+def test_it_is_verified_layer_by_layer_on_the_device_that_checks(target, gpu, tmp_path_factory):
+    _, _, artifact = gpu if target.startswith("cuda") else made("glm4_moe", target, tmp_path_factory, num_hidden_layers=2)
+    checkpoint = models.published("glm4_moe", num_hidden_layers=2)[2]
+    answer = against(artifact, checkpoint, device=CHECKED[target])
+    assert answer.first is None
+    assert {row.module for row in answer.rows} >= {"model.layers.0", "model.layers.1", "lm_head", "logits"}
 
 
 def test_inspect_shows_the_kernels(gpu):

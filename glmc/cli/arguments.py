@@ -18,6 +18,9 @@ _SIBLINGS = 1000
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 TargetName = Annotated[str, typer.Option("--target", metavar="T", help=f"One of {', '.join(TARGETS)}.")]
+DeviceName = Annotated[str | None, typer.Option(
+    "--device", metavar="D", show_default=False,
+    help="Where it runs: cuda:1, npu:0; triton-interpreted and npu-emulated check such an artefact on the CPU, slowly.")]
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face checkpoint folder.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="An artefact made by `glmc compile`.", show_default=False)]
 

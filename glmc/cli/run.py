@@ -23,15 +23,12 @@ TopP = Annotated[float, typer.Option("--top-p", metavar="F", help="Sample from t
 TopK = Annotated[int, typer.Option("--top-k", metavar="N", help="Sample from this many likeliest tokens; 0 is all.")]
 Penalty = Annotated[float, typer.Option("--repetition-penalty", metavar="F", help="Above 1 discourages repetition.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.", show_default=False)]
-DeviceName = Annotated[str | None, typer.Option(
-    "--device", metavar="D", show_default=False,
-    help="Where it runs: cuda:1, npu:0; triton-interpreted and npu-emulated check such an artefact on the CPU, slowly.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")]
 
 
 def run(out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64, temperature: Temperature = None,
         top_p: TopP = 1.0, top_k: TopK = 0, repetition_penalty: Penalty = 1.0, seed: Seed = None, raw: Raw = False,
-        device: DeviceName = None, json: arguments.Json = False) -> None:
+        device: arguments.DeviceName = None, json: arguments.Json = False) -> None:
     """Generate text from one prompt; the likeliest token each time when no sampling flag is given."""
     arguments.artifact(out)
     if temperature is None:

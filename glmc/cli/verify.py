@@ -16,7 +16,8 @@ Against = Annotated[Path | None, typer.Option("--against", metavar="CHECKPOINT",
                                               help="Compare every step with the published model of this checkpoint.")]
 
 
-def verify(out: arguments.Out, against: Against = None, json: arguments.Json = False) -> None:
+def verify(out: arguments.Out, against: Against = None, device: arguments.DeviceName = None, json: arguments.Json = False,
+           ) -> None:
     """Compare every file of an artefact with its digest and print the stored proofs; compare it with the published model."""
     opened = Artifact.open(arguments.artifact(out))
     if against is not None:
@@ -32,7 +33,7 @@ def verify(out: arguments.Out, against: Against = None, json: arguments.Json = F
         if stored:
             screen.print(proofs_table(stored))
     if against is not None:
-        told["against"] = found = _compare(opened, against, json)
+        told["against"] = found = _compare(opened, against, device, json)
     if json:
         show.data(told)
     if against is not None and found["first"] is not None:
@@ -42,14 +43,14 @@ def verify(out: arguments.Out, against: Against = None, json: arguments.Json = F
                            expected="every step within its limit")
 
 
-def _compare(opened: Artifact, source: Path, quiet: bool) -> dict[str, Any]:
+def _compare(opened: Artifact, source: Path, device: str | None, quiet: bool) -> dict[str, Any]:
     """The comparison with the published model, as JSON; printed unless `quiet`."""
     from glmc.against import against
 
     same = _same(opened, source)
     if not same and not quiet:
         show.talk("note: the artefact was compiled from another checkpoint than this one")
-    answer = against(opened, source)
+    answer = against(opened, source, device=device)
     rows = [row.to_json() for row in answer.rows]
     if not quiet:
         columns = ("module", "form", "absolute_error", "relative_error", "limit", "ties", "verdict")
