@@ -16,8 +16,9 @@ help: ## say what each target does
 demo: $(VENV)/.stamp ## compile the example checkpoint, run it, print its ledger and its text
 	$(BIN)/python examples/demo.py
 
+# One thread a worker: two workers share two cores. What compiles native code asks for two threads itself.
 test: $(VENV)/.stamp ## every test that needs neither minutes nor a GPU, the quick ones first
-	$(BIN)/python -m pytest -x -q -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 lint: $(VENV)/.stamp ## ruff over everything
 	$(BIN)/ruff check $(SOURCE)

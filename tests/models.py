@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -115,6 +116,9 @@ def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: in
     """A variant compiled for `target` and loaded; compiled once however many tests ask."""
     config, model, checkpoint = published(variant, dtype, **changes)
     out = Path(tempfile.mkdtemp(prefix="out-", dir=scratch())) / f"{variant}.glmc"
+    if target == "cpu":  # its loops are made for as many threads as there are when it is compiled
+        os.environ["OMP_NUM_THREADS"] = "2"
+        torch.set_num_threads(2)
     glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
     return Made(config, model, checkpoint, out, glmc.load(out))
 
