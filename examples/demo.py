@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"  {row['fusion']:20} {row['expected']:8} {row['proved']:7} {row['taken']:6} {len(row['refused']):8}")
         model = glmc.load(out)
         for prompt in PROMPTS:
-            made = model.generate(prompt, max_new_tokens=40, raw=True, temperature=0.7, top_p=0.9, seed=1)
+            made = model.generate(prompt, max_new_tokens=40, raw=True, temperature=0.7, top_p=0.9, seed=4)
             rate = (len(made.token_ids) - 1) / made.timings["decode"] if made.timings["decode"] else 0.0
             print(f"\n> {prompt}\n{prompt}{made.text}\n  [{len(made.token_ids)} tokens, {rate:.0f} a second]")
 
