@@ -25,6 +25,8 @@ from typing import Any
 from glmc.errors import DamagedArtifact, IncompatibleArtifact
 
 PLACES_VERSION = 1
+KERNELS = "kernels/index.json"
+"""The file of an artefact that lists the kernels built ahead."""
 ROLES = ("value", "weight", "cache")
 # Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
 FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}

@@ -16,10 +16,8 @@ import torch
 
 from glmc.kernels import triton
 from glmc.passes.lower import Bounds, sample
-from glmc.program import FORMS, Region
+from glmc.program import FORMS, KERNELS, Region
 from glmc.region import Bound
-
-INDEX = "index.json"
 
 
 def ladder(most: int) -> list[int]:
@@ -62,7 +60,7 @@ def build_all(regions: Iterable[Region], bounds: Bounds, gpu: triton.Gpu, folder
         yield _written(folder / f"{name}.json", _json(described))
         entries.append({**asked.facts(), "digest": asked.digest, "name": name, **used})
         done(number, len(wanted))
-    yield _written(folder / INDEX, _json({"gpu": list(gpu), "binary": ending, "kernels": entries}))
+    yield _written(folder / Path(KERNELS).name, _json({"gpu": list(gpu), "binary": ending, "kernels": entries}))
 
 
 def _written(path: Path, data: bytes) -> Path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch import fx, nn
 from glmc import kernels
 from glmc.errors import InternalError, NumericError
 from glmc.graph import dtype_name
-from glmc.kernels import npu
 from glmc.passes import hostile
 from glmc.passes.declare import load
 from glmc.passes.hostile import CASES, EDGES, Case, Shapes, concrete, symbols_of
@@ -178,17 +177,8 @@ def prove(captured: list[Captured], target: Target) -> list[Proof]:
     groups: dict[tuple, list[Captured]] = {}
     for one in captured:
         groups.setdefault(one.key(), []).append(one)
-    with _checking(target):
+    with kernels.checking(target.machine):
         return [_prove(group, target) for group in groups.values()]
-
-
-def _checking(target: Target) -> AbstractContextManager:
-    """How kernels of a machine that is not here are run on the CPU."""
-    if target.machine == "triton":
-        from glmc.kernels import triton
-
-        return triton.interpreted()
-    return npu.emulated() if target.machine == "npu" else nullcontext()
 
 
 def _prove(group: list[Captured], target: Target) -> Proof:
@@ -222,13 +212,11 @@ def _cases(replay: Replay, slow: bool) -> Iterator[tuple[Case, tuple[float, floa
     slow: leave out the one with many rows.
     """
     for case in CASES:
-        if slow and case.sizes == "many rows":
+        many = case.sizes == "many rows"
+        if many and slow:
             continue
-        if case.sizes == "many rows":
+        with nullcontext() if many else _one_thread():
             found = replay.case(case)
-        else:
-            with _one_thread():
-                found = replay.case(case)
         if found is not None:
             yield case, found
     with _one_thread():

@@ -7,6 +7,7 @@ Triton's interpreter, `npu-emulated` its vendor's ops in a strict stand-in. Neit
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from glmc import machine
+from glmc import kernels, machine
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.kernels import npu
@@ -54,10 +55,11 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
                                    expected=", ".join(n for n, t in TARGETS.items() if t.machine in _OWN))
     target = TARGETS[manifest["target"]]
     own = _OWN[target.machine]
-    checks = [name for name, kernels in CHECKING.items() if kernels == target.machine]
+    checks = [name for name, checked in CHECKING.items() if checked == target.machine]
     name = asked or own
     if name in checks:
-        return Device(name, torch.device("cpu"), target.machine, _checking(name), capture.again)
+        return Device(name, torch.device("cpu"), target.machine,
+                      functools.partial(kernels.checking, target.machine), capture.again)
     kind, _, number = name.partition(":")
     if kind != own or (number and not number.isdigit()) or (number and own == "cpu"):
         raise UsageError("the artefact was not compiled for this device", field="device", found=name,
@@ -69,14 +71,6 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
         return Device(name, _npu(artifact, int(number or 0)), "npu", contextlib.nullcontext,
                       capture.graphs(npu.vendor("torch_npu").npu))
     return Device(name, _gpu(artifact, target, int(number or 0)), "triton", sealed(artifact), capture.graphs(torch.cuda))
-
-
-def _checking(name: str) -> Callable[[], AbstractContextManager]:
-    if name == "npu-emulated":
-        return npu.emulated
-    from glmc.kernels import triton
-
-    return triton.interpreted
 
 
 def _native(manifest: dict[str, Any], artifact: Artifact) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact
-
-INDEX = "kernels/index.json"
+from glmc.program import KERNELS
 
 
 class Sealed:
@@ -19,12 +18,12 @@ class Sealed:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        index = artifact.json(INDEX)
+        index = artifact.json(KERNELS)
         try:
             self.names = {kernel["digest"]: kernel["name"] for kernel in index["kernels"]}
             self.ending = index["binary"]
         except (KeyError, TypeError) as fault:
-            raise DamagedArtifact("the list of kernels lacks a field", file=artifact.folder / INDEX,
+            raise DamagedArtifact("the list of kernels lacks a field", file=artifact.folder / KERNELS,
                                   field=str(fault)) from fault
         self.missing: dict[str, int] = {}
 
@@ -43,4 +42,4 @@ def sealed(artifact: Artifact) -> Callable[[], AbstractContextManager]:
     """What is entered around a run so that launches take the artefact's kernels."""
     from glmc.kernels import triton
 
-    return functools.partial(triton.sealed, Sealed(artifact).find)
+    return functools.partial(triton.sealed, Sealed(artifact).find, {})

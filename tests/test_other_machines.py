@@ -16,8 +16,9 @@ from glmc.against import against
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.passes.choose import choose
+from glmc.program import KERNELS
 from glmc.runtime.device import open_device
-from glmc.runtime.sealed import INDEX, Sealed
+from glmc.runtime.sealed import Sealed
 from glmc.sites import find_sites
 from glmc.survey import parts_of
 from glmc.target import TARGETS
@@ -49,7 +50,7 @@ def agrees(config, model, session, lengths, steps):
 
 def test_a_gpu_artefact_holds_its_kernels_and_what_they_use(gpu):
     _, _, artifact = gpu
-    index = artifact.json(INDEX)
+    index = artifact.json(KERNELS)
     assert index["gpu"] == ["cuda", 90, 32]
     kernels = {k["kernel"].rsplit(".", 1)[1] for k in index["kernels"]}
     assert {"rms_norm_kernel", "add_rms_norm_kernel", "split_qkv_norm_rope_kernel", "attention_kernel", "moe_route_kernel",
@@ -177,7 +178,7 @@ def test_inspect_shows_the_kernels(gpu):
                           check=True)
     said = json.loads(done.stdout)
     assert said["manifest"]["target"] == "cuda:sm_90"
-    assert {k["name"] for k in said["kernels"]} == {k["name"] for k in Artifact.open(artifact.folder).json(INDEX)["kernels"]}
+    assert {k["name"] for k in said["kernels"]} == {k["name"] for k in Artifact.open(artifact.folder).json(KERNELS)["kernels"]}
 
 
 def test_every_target_decides_on_every_site_here():

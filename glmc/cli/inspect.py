@@ -10,9 +10,7 @@ from rich.table import Table
 from glmc.artifact import Artifact
 from glmc.cli import arguments, show
 from glmc.errors import DamagedArtifact
-from glmc.program import Program, Region
-
-INDEX = "kernels/index.json"
+from glmc.program import KERNELS, Program, Region
 
 
 def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
@@ -23,7 +21,7 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         ledger, proofs = opened.json("ledger.json"), opened.json("proofs.json")
         if json:
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": program.to_json(),
-                       **ledger, **proofs, **({"kernels": _built(opened)} if INDEX in opened.files else {})})
+                       **ledger, **proofs, **({"kernels": _built(opened)} if KERNELS in opened.files else {})})
             return
         show.console().print(
             _summary(opened), show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
@@ -35,12 +33,12 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
 
 def _built(opened: Artifact) -> list[dict[str, Any]]:
     """The kernels that were built ahead."""
-    return opened.json(INDEX)["kernels"]
+    return opened.json(KERNELS)["kernels"]
 
 
 def _kernels(opened: Artifact) -> list[Table]:
     """Each kernel that was built ahead, and what the compiler says that it uses; none where the target has none."""
-    if INDEX not in opened.files:
+    if KERNELS not in opened.files:
         return []
     built = _built(opened)
     lines = [(k["name"], k["warps"], k["registers"], k["shared_bytes"], k["spilled_bytes"]) for k in built]

@@ -10,7 +10,7 @@ import typer
 from glmc.artifact import Artifact
 from glmc.cli import arguments, show
 from glmc.cli.inspect import proofs_table
-from glmc.errors import NumericError
+from glmc.errors import NumericError, UsageError
 
 Against = Annotated[Path | None, typer.Option("--against", metavar="CHECKPOINT", show_default=False,
                                               help="Compare every step with the published model of this checkpoint.")]
@@ -22,6 +22,8 @@ def verify(out: arguments.Out, against: Against = None, device: arguments.Device
     opened = Artifact.open(arguments.artifact(out))
     if against is not None:
         arguments.checkpoint(against)
+    elif device is not None:
+        raise UsageError("a device is for comparing", field="device", found=device, expected="--against CHECKPOINT with it")
     opened.verify()
     total = sum(entry["bytes"] for entry in opened.files.values())
     stored = opened.json("proofs.json").get("proofs", []) if "proofs.json" in opened.files else []

@@ -8,9 +8,12 @@ Which file is loaded is decided by path. An op without a file for a machine is r
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,3 +88,37 @@ def load(name: str, machine: str) -> ModuleType:
             raise
         raise UnsupportedTarget("the kernels of this machine are written in a language that is not installed",
                                 field=machine, hint=f"pip install {machine}") from fault
+
+
+@contextlib.contextmanager
+def holding(variable: ContextVar, value: Any) -> Iterator[None]:
+    """`variable` has this value meanwhile."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def checking(machine: str) -> AbstractContextManager:
+    """Meanwhile the kernels of a machine that is not here run on CPU tensors: interpreted, emulated, or as they are."""
+    if machine == "triton":
+        from glmc.kernels import triton
+
+        return triton.interpreted()
+    if machine == "npu":
+        from glmc.kernels import npu
+
+        return npu.emulated()
+    return contextlib.nullcontext()
+
+
+def differ(site: dict[str, Any], first: str, second: str) -> str | None:
+    """A refusal where two tensors of a site do not have one shape."""
+    one, other = (f"[{', '.join(map(str, site[name][1]))}]" for name in (first, second))
+    return None if one == other else f"{first} {one} and {second} {other} differ in shape"
+
+
+def too_wide(what: str, size: int, most: int) -> str | None:
+    """A refusal where one program of a kernel cannot hold so much: `what` says of what."""
+    return None if size <= most else f"{what} of {size} elements does not fit one program; at most {most}"

@@ -6,9 +6,8 @@ are only known when the op is called are checked by the vendor.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from glmc.errors import IncompatibleArtifact
+from glmc.kernels import holding
 
 HALVES, FLOATS = (torch.float16, torch.bfloat16), (torch.float16, torch.bfloat16, torch.float32)
 
@@ -71,14 +71,9 @@ def _name(dtype: torch.dtype) -> str:
 _EMULATED: ContextVar[bool] = ContextVar("emulated", default=False)
 
 
-@contextlib.contextmanager
-def emulated() -> Iterator[None]:
+def emulated() -> AbstractContextManager:
     """Meanwhile the vendor's ops are the strict emulation on CPU tensors; see `glmc.kernels.npu_emulated`."""
-    token = _EMULATED.set(True)
-    try:
-        yield
-    finally:
-        _EMULATED.reset(token)
+    return holding(_EMULATED, True)
 
 
 def vendor(module: str) -> Any:

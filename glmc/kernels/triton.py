@@ -14,6 +14,7 @@ import subprocess
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from glmc.errors import InternalError, UsageError
+from glmc.kernels import holding
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
           torch.bool: "i1", torch.uint8: "u8"}
@@ -73,39 +75,29 @@ _NOTES: ContextVar[dict[Launch, None] | None] = ContextVar("notes", default=None
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
 Find = Callable[[str, str], tuple[Path, Path] | None]
 """(digest, name of the kernel) -> description and binary of a launch that was built ahead."""
-_SEALED: ContextVar[Find | None] = ContextVar("sealed", default=None)
-_OPENED: dict[tuple[Find, Launch], CompiledKernel | None] = {}
+Opened = dict[Launch, CompiledKernel | None]
+_SEALED: ContextVar[tuple[Find, Opened] | None] = ContextVar("sealed", default=None)
 
 
 @contextlib.contextmanager
 def noted() -> Iterator[dict[Launch, None]]:
     """Meanwhile launches are noted and not made, so that a kernel's host code runs on meta tensors. The notes in order."""
     notes: dict[Launch, None] = {}
-    token = _NOTES.set(notes)
-    try:
+    with holding(_NOTES, notes):
         yield notes
-    finally:
-        _NOTES.reset(token)
 
 
-@contextlib.contextmanager
-def interpreted() -> Iterator[None]:
+def interpreted() -> AbstractContextManager:
     """Meanwhile kernels run on CPU tensors in Triton's interpreter: slow, and the same arithmetic."""
-    token = _INTERPRETED.set(True)
-    try:
-        yield
-    finally:
-        _INTERPRETED.reset(token)
+    return holding(_INTERPRETED, True)
 
 
-@contextlib.contextmanager
-def sealed(find: Find) -> Iterator[None]:
-    """Meanwhile launches that `find` knows start what was built ahead; the others are compiled by Triton as they come."""
-    token = _SEALED.set(find)
-    try:
-        yield
-    finally:
-        _SEALED.reset(token)
+def sealed(find: Find, opened: Opened) -> AbstractContextManager:
+    """Meanwhile launches that `find` knows start what was built ahead; the others are compiled by Triton as they come.
+
+    opened: what was found before, added to.
+    """
+    return holding(_SEALED, (find, opened))
 
 
 def launch(kernel: JITFunction, grid: tuple[int, ...], *arguments: Any, warps: int = 4, stages: int = 2, **constants: Any,
@@ -120,8 +112,8 @@ def launch(kernel: JITFunction, grid: tuple[int, ...], *arguments: Any, warps: i
         return
     if any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in arguments):
         raise UsageError("a Triton kernel runs on a GPU", field=kernel.fn.__name__, found="tensors on the CPU")
-    find = _SEALED.get()
-    ready = None if find is None else _opened(find, _asked(kernel, arguments, constants, warps, stages))
+    known = _SEALED.get()
+    ready = None if known is None else _opened(*known, _asked(kernel, arguments, constants, warps, stages))
     if ready is None:
         kernel[grid](*arguments, num_warps=warps, num_stages=stages, **constants)
     else:
@@ -129,11 +121,11 @@ def launch(kernel: JITFunction, grid: tuple[int, ...], *arguments: Any, warps: i
         ready[(*grid, 1, 1)[:3]](*(given[name] for name in kernel.arg_names))
 
 
-def _opened(find: Find, asked: Launch) -> CompiledKernel | None:
-    if (find, asked) not in _OPENED:
+def _opened(find: Find, opened: Opened, asked: Launch) -> CompiledKernel | None:
+    if asked not in opened:
         files = find(asked.digest, asked.name)
-        _OPENED[find, asked] = files and CompiledKernel(asked.source(), {f.name: str(f) for f in files}, asked.digest)
-    return _OPENED[find, asked]
+        opened[asked] = files and CompiledKernel(asked.source(), {f.name: str(f) for f in files}, asked.digest)
+    return opened[asked]
 
 
 def _asked(kernel: JITFunction, arguments: tuple, constants: dict[str, Any], warps: int, stages: int) -> Launch:

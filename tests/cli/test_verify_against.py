@@ -243,3 +243,9 @@ def test_an_artefact_without_readable_places_is_refused(tmp_path, places):
 
 def test_nothing_at_the_path_is_a_usage_error(tmp_path):
     assert call(models.made("glm").out, "--against", tmp_path / "none").exit_code == 2
+
+
+def test_a_device_without_a_comparison_is_refused():
+    done = call(models.made("glm").out, "--device", "npu-emulated")
+    assert done.exit_code == 2
+    assert "for comparing" in done.stderr

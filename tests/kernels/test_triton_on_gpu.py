@@ -13,7 +13,7 @@ import glmc
 from glmc import kernels
 from glmc.passes import declare
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 NAMES = [name for name in declare.names() if kernels.has(name, "triton")]
 
 

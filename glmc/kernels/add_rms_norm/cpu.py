@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from glmc.kernels import differ
 from glmc.kernels.rms_norm import cpu as rms_norm
 
 
 def accepts(site) -> str | None:
-    residual, x = (f"[{', '.join(map(str, site[name][1]))}]" for name in ("residual", "x"))
-    return None if residual == x else f"residual {residual} and x {x} differ in shape"
+    return differ(site, "residual", "x")
 
 
 def run(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> tuple[torch.Tensor, ...]:

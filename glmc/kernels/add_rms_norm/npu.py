@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from glmc.kernels import differ
 from glmc.kernels.npu import FLOATS, Contract, vendor
 
 CONTRACT = Contract("torch_npu.npu_add_rms_norm", "torch_npu 2.1", "torch_npu 2.14.0 docstring", FLOATS)
 
 
 def accepts(site) -> str | None:
-    residual, x = (f"[{', '.join(map(str, site[name][1]))}]" for name in ("residual", "x"))
-    if residual != x:
-        return f"residual {residual} and x {x} differ in shape"
-    return CONTRACT.refusal(*(site[name][0] for name in ("residual", "x", "weight")))
+    return differ(site, "residual", "x") or CONTRACT.refusal(*(site[name][0] for name in ("residual", "x", "weight")))
 
 
 def run(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> tuple[torch.Tensor, ...]:

@@ -6,16 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import differ, too_wide
 from glmc.kernels.rms_norm.triton import WIDEST, scale_of, tile
 from glmc.kernels.triton import blocks, launch, rows_of, warps_for
 
 
 def accepts(site) -> str | None:
-    residual, x = (f"[{', '.join(map(str, site[name][1]))}]" for name in ("residual", "x"))
-    if residual != x:
-        return f"residual {residual} and x {x} differ in shape"
-    width = site["x"][1][-1]
-    return None if width <= WIDEST else f"a row of {width} elements does not fit one program; at most {WIDEST}"
+    return differ(site, "residual", "x") or too_wide("a row", site["x"][1][-1], WIDEST)
 
 
 @triton.jit(do_not_specialize=["rows"])

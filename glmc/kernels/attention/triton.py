@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from glmc.kernels import too_wide
 from glmc.kernels.triton import blocks, launch, power
 
 WIDEST = 512
@@ -21,8 +22,7 @@ _SPLITS = 64
 
 
 def accepts(site) -> str | None:
-    width = max(site["query"][1][-1], site["value"][1][-1])
-    return None if width <= WIDEST else f"a head of {width} channels does not fit one program; at most {WIDEST}"
+    return too_wide("a head", max(site["query"][1][-1], site["value"][1][-1]), WIDEST)
 
 
 @triton.jit(do_not_specialize=["slots", "share", "splits"])

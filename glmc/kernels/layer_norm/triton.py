@@ -6,13 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import too_wide
 from glmc.kernels.rms_norm.triton import WIDEST, scale_of, tile
 from glmc.kernels.triton import blocks, launch, rows_of, warps_for
 
 
 def accepts(site) -> str | None:
-    width = site["x"][1][-1]
-    return None if width <= WIDEST else f"a row of {width} elements does not fit one program; at most {WIDEST}"
+    return too_wide("a row", site["x"][1][-1], WIDEST)
 
 
 @triton.jit(do_not_specialize=["rows"])

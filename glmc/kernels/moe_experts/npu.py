@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from glmc.kernels.grouped_mm import npu as grouped_mm
+from glmc.kernels.moe_experts import by_expert
 from glmc.kernels.npu import vendor
 
 CONTRACT = grouped_mm.CONTRACT
@@ -19,10 +20,8 @@ def run(x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, gate_up: 
         ) -> torch.Tensor:
     """x [T, H], experts int64 [T, K] below E, weights float32 [T, K], gate_up [E, 2I, H], down [E, H, I] -> [T, H]."""
     tokens, top = experts.shape
-    ids, order = torch.sort(experts.reshape(-1))
-    ends = torch.searchsorted(ids, torch.arange(down.shape[0], device=ids.device), right=True)
+    order, ends, back = by_expert(experts, down.shape[0])
     both = grouped_mm.run(x[order // top], gate_up.transpose(1, 2), ends)
     rows = grouped_mm.run(vendor("torch_npu").npu_swiglu(both, dim=-1), down.transpose(1, 2), ends)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
     each = rows[back].view(tokens, top, -1).float()
     return (each * weights.unsqueeze(-1)).sum(1).to(x.dtype)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from glmc.kernels.grouped_mm.triton import product
+from glmc.kernels.moe_experts import by_expert
 from glmc.kernels.silu_mul import triton as silu_mul
 from glmc.kernels.triton import blocks, launch, power, warps_for
 
@@ -87,12 +88,10 @@ def run(x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, gate_up: 
         launch(down_kernel, (tokens, blocks(width, 4)), hidden, experts, weights, down, y, H=width, I=inner, TOP=top,
                BI=short, BH=4, warps=4)
         return y
-    ids, order = torch.sort(experts.reshape(-1))
-    ends = torch.searchsorted(ids, torch.arange(down.shape[0], device=ids.device), right=True)
+    order, ends, places = by_expert(experts, down.shape[0])
     both = product(x, gate_up.transpose(1, 2), ends, tokens * top, order, top)
     gated = silu_mul.run(*both.chunk(2, dim=-1))
     rows = product(gated, down.transpose(1, 2), ends, tokens * top)
-    places = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
     block = min(power(width), 1024)
     launch(combine_kernel, (tokens, blocks(width, block)), rows, places, weights, y, H=width, TOP=top, BLOCK=block,
            warps=warps_for(block))

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import too_wide
 from glmc.kernels.triton import launch, power, warps_for
 
 MOST = 4096
@@ -16,8 +17,7 @@ MOST = 4096
 
 
 def accepts(site) -> str | None:
-    experts = site["logits"][1][-1]
-    return None if experts <= MOST else f"{experts} experts do not fit one program; at most {MOST}"
+    return too_wide("a row of experts", site["logits"][1][-1], MOST)
 
 
 @triton.jit

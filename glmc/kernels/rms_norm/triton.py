@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import too_wide
 from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
 
 WIDEST = 32768
@@ -16,8 +17,7 @@ WIDEST = 32768
 
 
 def accepts(site) -> str | None:
-    width = site["x"][1][-1]
-    return None if width <= WIDEST else f"a row of {width} elements does not fit one program; at most {WIDEST}"
+    return too_wide("a row", site["x"][1][-1], WIDEST)
 
 
 def tile(width: int) -> tuple[int, int]:

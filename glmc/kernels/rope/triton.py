@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import too_wide
 from glmc.kernels.triton import blocks, launch, power, warps_for
 
 WIDEST = 1024
@@ -18,8 +19,7 @@ WIDEST = 1024
 
 
 def accepts(site) -> str | None:
-    width = site["x"][1][-1]
-    return None if width <= WIDEST else f"a head of {width} channels does not fit one program; at most {WIDEST}"
+    return too_wide("a head", site["x"][1][-1], WIDEST)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from glmc.kernels import differ
 from glmc.kernels.npu import FLOATS, Contract, Limit, vendor
 
 CONTRACT = Contract("torch_npu.npu_swiglu", "torch_npu 2.1", "Ascend/op-plugin, npu_swiglu(self, dim=-1)", FLOATS,
@@ -14,10 +15,7 @@ CONTRACT = Contract("torch_npu.npu_swiglu", "torch_npu 2.1", "Ascend/op-plugin, 
 
 
 def accepts(site) -> str | None:
-    gate, up = (f"[{', '.join(map(str, site[name][1]))}]" for name in ("gate", "up"))
-    if gate != up:
-        return f"gate {gate} and up {up} differ in shape"
-    return CONTRACT.refusal(site["gate"][0], site["up"][0], packed=2 * site["gate"][1][-1])
+    return differ(site, "gate", "up") or CONTRACT.refusal(site["gate"][0], site["up"][0], packed=2 * site["gate"][1][-1])
 
 
 def packed(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import differ
 from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
 
 
 def accepts(site) -> str | None:
-    gate, up = (f"[{', '.join(map(str, site[name][1]))}]" for name in ("gate", "up"))
-    return None if gate == up else f"gate {gate} and up {up} differ in shape"
+    return differ(site, "gate", "up")
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -10,17 +10,16 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import too_wide
 from glmc.kernels.pick_lanes.triton import bits
 from glmc.kernels.rope.triton import WIDEST, angles, rows_in, sizes, table_of, turn
 from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
 
 
 def accepts(site) -> str | None:
-    width = site["qkv"][1][-1]
     if "keys" in site and site["keys"][0] != site["qkv"][0]:
         return f"the cache is {site['keys'][0]}, the heads are {site['qkv'][0]}"
-    most = next((site[n][1][-1] for n in ("q_weight", "keys") if n in site), 2 * site["cos"][1][-1])
-    return None if most <= WIDEST else f"a head of {most} channels does not fit one program; at most {WIDEST} ({width} packed)"
+    return too_wide("a head", site["qkv"][1][-1] // (site["heads"] + 2 * site["kv_heads"]), WIDEST)
 
 
 @triton.jit(do_not_specialize=["table_rows", "row_tokens"])
@@ -67,9 +66,8 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """qkv [..., (heads + 2 kv_heads) D], cos and sin [..., n] -> q [..., heads, D], k and v [..., kv_heads, D].
 
-    q_weight, k_weight [D]: normalise each head by `eps`; q_bias, k_bias [D] are added after that.
-    keys, values [B, L, kv_heads, D] and slots int64 [B, S]: k and v are written there and the caches returned instead; the
-    last two dims of a cache lie side by side. axis_map: cos and sin are [A, ..., n] and each lane reads its own row.
+    For the other arguments see `glmc.split_qkv_norm_rope` on the CPU: they mean the same. The last two dims of a cache lie
+    side by side.
     """
     width, lead = qkv.shape[-1] // (heads + 2 * kv_heads), tuple(qkv.shape[:-1])
     packed, distance = rows_of(qkv)
