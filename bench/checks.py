@@ -17,12 +17,12 @@ from xml.etree import ElementTree
 from report import ROOT, Report, default_out
 
 ROWS: dict[str, list[str]] = {
-    "golden vectors of other projects: axis maps exact, float32 within 1e-5, half types within one step": ["passes/test_golden.py"],
+    "golden vectors: axis maps exact, float32 within 1e-5, half types within one step": ["passes/test_golden.py"],
     "near misses generated, none rewritten into other numbers": ["passes/test_near_misses.py"],
     "matching twice changes nothing, every fusion in every form": ["passes/test_fusions.py", "-k", "rewriting_keeps"],
     "partial width at 65,536 rows, positions to 1,000,000": ["passes/test_rope_extremes.py"],
     "same sites under torch.compile as on the AOT road": ["test_backend.py", "-k", "the_sites_are"],
-    "float32 logits within 1e-4 of transformers, 64 greedy tokens, batches (AOT)": ["families/test_parity.py", "-m", "not slow"],
+    "float32 logits within 1e-4 of transformers, 64 greedy tokens, batches": ["families/test_parity.py", "-m", "not slow"],
     "NPU ops on the stand-in: parity, refusals, strictness": ["kernels/test_npu_contract.py"],
     "artefacts for an NPU and a GPU: logits within 1e-4, verdicts": ["test_other_machines.py"],
     "text programs of vision models elsewhere, unequal rows, within 1e-4": ["test_three_axes_elsewhere.py"],
