@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+NATIVE := $(wildcard glmc/native/*.hpp glmc/native/*.cpp glmc/kernels/*/*.hpp)
 SOURCE := glmc passes runtime tests examples
 
 .DEFAULT_GOAL := help
@@ -35,7 +36,7 @@ clean: ## remove the virtual environment and everything that was built
 
 # torch first and alone: a machine that offers several builds of it then decides on torch, not on what depends on it.
 # setuptools next, so that the build of glmc itself uses the pinned one too (--no-build-isolation).
-$(VENV)/.stamp: pyproject.toml constraints.txt
+$(VENV)/.stamp: pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo 'error: $(PYTHON) is missing or older than 3.11; name another one: make PYTHON=python3.11' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \

@@ -24,6 +24,7 @@ from glmc.artifact import Artifact
 from glmc.checkpoint.folder import Checkpoint
 from glmc.divergence import Apart, apart
 from glmc.errors import IncompatibleArtifact, UsageError
+from glmc.native.keep import kept_of
 from glmc.program import Region
 from glmc.runtime.session import Model
 from glmc.streamed import Call, Seen, Streamed, tensors, watch, wide_copy, widened
@@ -101,7 +102,7 @@ def _same_architecture(artifact: Artifact, checkpoint: Checkpoint) -> None:
 class _Comparison:
     def __init__(self, model: Model, checkpoint: Checkpoint, seed: int) -> None:
         self.model, self.checkpoint = model, checkpoint
-        self.program = model.program
+        self.program, self.regions = model.program, model.by_region()
         if not self.program.places:
             raise IncompatibleArtifact("the artefact does not say where the published modules are", field="places",
                                        file="program.json", hint="compile it again")
@@ -158,7 +159,7 @@ class _Comparison:
         for a, b in self.pieces:
             self.form, self.start = "decode" if b - a == 1 else "prefill", a
             tokens = self.tokens[:, a:b]
-            self.values = self.model.named(tokens, torch.arange(a, b).unsqueeze(0), 0)
+            self.values = self.regions.named(tokens, torch.arange(a, b).unsqueeze(0), 0)
             self.flow = ""
             outer: dict[str, Seen] = {}
             named = dict(published.model.named_modules())
@@ -174,7 +175,7 @@ class _Comparison:
 
     def _ours(self, number: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """What a step is given, and what it gives: its values by name."""
-        call, inputs = self.model.steps.ready(number, self.form, self.values, every_row=True)
+        call, inputs = self.regions.steps.ready(number, self.form, self.values, every_row=True)
         given = [t.clone() if role == "cache" else t
                  for t, (_, role, _) in zip(inputs, self._region(number).inputs, strict=True)]
         with torch.no_grad():
@@ -182,6 +183,8 @@ class _Comparison:
 
     def _inside(self, region: Region, given: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the region's text makes of what it is given, by the names that places have."""
+        kept = kept_of(self.model.artifact.json("program.json"), region.name) if self.model.kept else {}
+        given = [kept[name].plain(t) if name in kept else t for t, (name, _, _) in zip(given, region.inputs, strict=True)]
         with self.model.device.calling():
             return divergence.values(region, given, self.program.places[region.name], self.model.device.kernels)
 

@@ -15,15 +15,18 @@ from glmc.artifact import Artifact
 from glmc.artifact_write import ArtifactWriter
 from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.pack import Want, check, pack
+from glmc.checkpoint.packed import Packed
 from glmc.checkpoint.recipe import Concatenate, Recipe
 from glmc.errors import ConfigError, NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.machine import cpu_flags
+from glmc.native.keep import QUANTS, Keep, forms, written
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
+from glmc.passes.prove_native import prove_native
 from glmc.passes.workers import compile_all
 from glmc.survey import Progress, Survey, survey
-from glmc.target import compilable
+from glmc.target import Target, compilable
 
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -36,8 +39,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
     Raises UsageError (bounds, quant, out exists), CheckpointError, PromiseBroken, NumericError, StorageError.
     """
     machine = compilable(target)
-    if quant not in (None, "none"):
-        raise UsageError("this version does not quantise", field="quant", expected="none", found=quant)
+    quant = _quant(quant, machine)
     with ArtifactWriter(Path(out)) as writer:
         checkpoint = Checkpoint.open(source)
         positions = _compilable(checkpoint.config, source).max_positions
@@ -45,12 +47,15 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         surveyed = survey(source, machine, dtype, progress)
         computed = published.computed_buffers(surveyed.module)
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
-        wanted = _wanted(surveyed, buffers)
+        keeps = forms(surveyed.program, quant) if machine.engine == "native" else {}
+        wanted = _wanted(surveyed, buffers, keeps)
         leftover = check(checkpoint, wanted, surveyed.family.leftovers(surveyed.dims))
-        layout = [(name, _SAFETENSORS[d], tuple(shape)) for name, (d, shape) in surveyed.weights.items()]
+        layout = [(name, *keeps[name].stored()) if name in keeps else (name, _SAFETENSORS[d], tuple(shape))
+                  for name, (d, shape) in surveyed.weights.items()]
         files = checkpoint.extra_files()
         proofs = prove(surveyed.captured, machine)
         progress("prove", len(proofs), len(proofs))
+        lowering = prove_native(surveyed.program, keeps) if keeps else []
         weights = writer.weights(layout)
         for name, tensor in buffers.items():
             weights.write(name, tensor)
@@ -59,13 +64,14 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         _compile_regions(surveyed, bounds, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)
-        writer.add_json("program.json", surveyed.program.to_json())
+        native = {"native": written(surveyed.program, keeps)} if keeps else {}
+        writer.add_json("program.json", surveyed.program.to_json() | native)
         writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes,
                                        "broken": surveyed.ledger.broken})
-        writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs]})
+        writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering]})
         writer.add_json("config.json", surveyed.config)
         progress("seal", 0, 1)
-        writer.seal(_manifest(surveyed, bounds, checkpoint, leftover), check=checkpoint.check_unchanged)
+        writer.seal(_manifest(surveyed, bounds, checkpoint, leftover, quant), check=checkpoint.check_unchanged)
         progress("seal", 1, 1)
     return surveyed.ledger.demand(Artifact.open(Path(out)))
 
@@ -92,15 +98,33 @@ def _bounds(max_len: int, max_batch: int, positions: int) -> Bounds:
     return Bounds(max_batch, max_len)
 
 
-def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor]) -> dict[str, Want]:
+def _quant(quant: str | None, target: Target) -> str | None:
+    """What weights are quantised to, None for nothing. Raises UsageError."""
+    if quant in (None, "none"):
+        return None
+    if quant not in QUANTS:
+        raise UsageError("no such quantisation", field="quant", expected=f"none, {', '.join(QUANTS)}", found=quant)
+    if target.engine != "native":
+        raise UsageError("only the native CPU engine reads quantised weights", field="quant", expected="none, or --target cpu",
+                         found=f"{quant} for {target.name}")
+    return quant
+
+
+def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor], keeps: dict[str, Keep]) -> dict[str, Want]:
     family, dims = surveyed.family, surveyed.dims
 
     def recipe(name: str) -> Recipe:
         parts = surveyed.joined.get(name)
         return family.recipe(name, dims) if parts is None else Concatenate(tuple(family.recipe(p, dims) for p in parts), 0)
 
-    return {name: Want(recipe(name), shape, _SAFETENSORS[d])
-            for name, (d, shape) in surveyed.weights.items() if name not in buffers}
+    def want(name: str, dtype: str, shape: tuple[int, ...]) -> Want:
+        keep = keeps.get(name)
+        if keep is None:
+            return Want(recipe(name), shape, _SAFETENSORS[dtype])
+        stored, packed = keep.stored()
+        return Want(Packed(recipe(name), keep) if keep.packed else recipe(name), packed, stored)
+
+    return {name: want(name, d, shape) for name, (d, shape) in surveyed.weights.items() if name not in buffers}
 
 
 def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, progress: Progress) -> None:
@@ -121,11 +145,12 @@ def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, p
                 writer.add_file(f"kernels/{made.name}", made)
 
 
-def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover: list[str]) -> dict[str, Any]:
+def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover: list[str], quant: str | None,
+              ) -> dict[str, Any]:
     return {
         "glmc": __version__, "torch": torch.__version__, "family": surveyed.dims.model_type,
-        "target": surveyed.target.name, "engine": surveyed.target.engine, "dtype": surveyed.dtype,
-        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.machine == "cpu" else {},
+        "target": surveyed.target.name, "engine": surveyed.target.engine, "dtype": surveyed.dtype, "quant": quant,
+        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.engine == "aoti" else {},
         "dims": dict(surveyed.dims.__dict__), "bounds": {"max_len": bounds.max_len, "max_batch": bounds.max_batch},
         "source": checkpoint.digest(), "left_unused": leftover, "seconds": surveyed.seconds,
     }

@@ -26,7 +26,8 @@ class Target:
 
 _LATER = "the target can be planned for, and is not compiled for by this version"
 TARGETS = {t.name: t for t in (
-    Target("cpu", "cpu", "aoti", 40e9, 2.0),
+    Target("cpu", "cpu", "native", 40e9, 2.0),
+    Target("cpu:aoti", "cpu", "aoti", 40e9, 2.0),
     Target("fx", "cpu", "fx", 40e9, 5.0),
     Target("cuda:sm_80", "triton", "fx", 1.9e12, 4.0, gpu=("cuda", 80, 32)),
     Target("cuda:sm_90", "triton", "fx", 4.0e12, 4.0, gpu=("cuda", 90, 32)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from glmc.artifact import Artifact
-from glmc.errors import DamagedArtifact, RequestOutOfBounds, UsageError
-from glmc.program import FORMS, Program, Region
-from glmc.runtime.capture import Decoder
-from glmc.runtime.device import Device, open_device
+from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
+from glmc.native.keep import QUANTS, Keep, forms, kept_of
+from glmc.program import Program, Region
+from glmc.runtime.by_region import ByRegion, open_code
+from glmc.runtime.device import open_device
 from glmc.runtime.generate import Generation, Stream, generate
-from glmc.runtime.memory import Cache
 from glmc.runtime.sample import Sampling
-from glmc.runtime.steps import Steps
+from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
+from glmc.runtime.whole import Whole
 
 Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
 
@@ -28,39 +29,47 @@ Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
 def load(path: Any, threads: int | None = None, device: str | None = None) -> Model:
     """Open the artefact folder `path` and make it ready to generate.
 
-    threads: CPU threads for torch; None leaves torch's own choice. device: None is the target's own; see glmc.runtime.device.
-    Raises UsageError (device), DamagedArtifact, IncompatibleArtifact, StorageError.
+    threads: CPU threads, at most the cores that this process may use; None takes them all.
+    device: None is the target's own; see glmc.runtime.device.
+    Raises UsageError (device, threads), DamagedArtifact, IncompatibleArtifact, StorageError.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return Model(Artifact.open(Path(path)), device)
+    return Model(Artifact.open(Path(path)), device, threads)
 
 
 class Model:
     """A model that generates. `timings` holds the seconds of each phase of opening."""
 
-    def __init__(self, artifact: Artifact, device: str | None = None) -> None:
+    def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None) -> None:
         began = time.perf_counter()
         self.artifact = artifact
+        self.threads = _threads(threads)
+        if artifact.manifest["engine"] != "native" and threads is not None:
+            torch.set_num_threads(threads)
         manifest = artifact.manifest
         self.dims, self.bounds = manifest["dims"], manifest["bounds"]
         self.device = open_device(artifact, device)
         program = read_program(artifact)
         opened = time.perf_counter()
+        self.kept = _kept(artifact, program) if manifest["engine"] == "native" else {}
+        self.program = program
         with ThreadPoolExecutor(1) as beside:
             code = beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
-            weights = {name: tensor.to(self.device.torch)
-                       for name, tensor in artifact.load_weights(torch.get_num_threads()).items()}
-            calls = code.result()
+            self.weights = {name: tensor.to(self.device.torch) for name, tensor in artifact.load_weights(self.threads).items()}
+            self.calls = code.result()
         loaded = time.perf_counter()
-        self.program, self.steps = program, Steps(program, weights, calls)
-        self.cache = Cache(self.dims, getattr(torch, manifest["dtype"]), self.bounds["max_batch"], self.bounds["max_len"],
-                           self.device.torch)
-        self.decoder = self.device.record and Decoder(self._decode, self.device.record, self.max_len, self.device.torch)
+        self.runner: Whole | ByRegion = self.by_region() if manifest["engine"] != "native" else self._whole()
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
                         "place": time.perf_counter() - loaded}
+
+    def by_region(self) -> ByRegion:
+        """The program as regions that run one by one, with a cache of their own."""
+        return ByRegion(self.artifact, self.program, self.weights, self.calls, self.device, self.kept)
+
+    def _whole(self) -> Whole:
+        check_weights(self.program, self.weights, self.kept)
+        return Whole(self.artifact, self.program, self.weights, self.kept, self.threads)
 
     @property
     def max_len(self) -> int:
@@ -105,35 +114,11 @@ class Model:
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool = False) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
-        tokens = torch.tensor([list(ids)], dtype=torch.int64)
-        positions = torch.arange(start, start + len(ids), dtype=torch.int64).unsqueeze(0)
-        return self._run("decode" if len(ids) == 1 else "prefill", tokens, positions, row, every_row)
+        return self.runner.extend(row, ids, start, every_row)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
-        if self.decoder is not None:
-            with torch.no_grad():
-                return self.decoder(tokens, positions).cpu()
-        return self._run(_decoding(tokens), tokens, positions, 0, False)
-
-    def _decode(self, tokens: torch.Tensor, positions: torch.Tensor, slots: int) -> torch.Tensor:
-        return self.steps.run(_decoding(tokens), self.named(tokens, positions, 0, slots), False)
-
-    def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
-        with torch.no_grad():
-            return self.steps.run(form, self.named(tokens, positions, row), every_row).cpu()
-
-    def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int, slots: int | None = None,
-              ) -> dict[str, torch.Tensor]:
-        """What a program reads, by name: the inputs, and views of the cache from row `row` on, up to the last that is filled
-        or the first `slots`."""
-        slots, place = max(2, int(positions.max()) + 1) if slots is None else slots, self.device.torch
-        # Compiled code takes the strides of contiguous tensors for granted.
-        named = {"input:input_ids": tokens.contiguous().to(place), "input:positions": positions.contiguous().to(place),
-                 "input:slots": torch.arange(slots, device=place)}
-        for name, view in self.cache.views(row, len(tokens), slots).items():
-            named[f"cache:{name}"] = view
-        return named
+        return self.runner.advance(tokens, positions)
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """LongTensor [B, S] without padding -> float32 [B, S, vocabulary]. Uses cache row 0; for checking."""
@@ -187,17 +172,27 @@ class Model:
         return wrap(self)
 
 
-def _decoding(tokens: torch.Tensor) -> str:
-    """The form that decodes one token a row."""
-    return "decode" if len(tokens) == 1 else "decode_rows"
+def _threads(asked: int | None) -> int:
+    """How many threads to use. Raises UsageError for more than there are cores: they would only wait for each other."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= cores):
+        raise UsageError("the number of threads is out of range", field="threads", expected=f"1 to {cores}, the cores here",
+                         found=asked)
+    return asked or cores
 
 
-def open_code(artifact: Artifact, program: Program, max_batch: int, device: Device) -> dict[str, dict[str, Any]]:
-    """Every region's callable by form, from the artefact's engine. Raises DamagedArtifact."""
-    engine = importlib.import_module(f"glmc.runtime.engines.{artifact.manifest['engine']}")
-    forms = [f for f in FORMS if f != "decode_rows" or max_batch > 1]
-    return {form: {name: engine.open(artifact, region, form, device) for name, region in program.regions.items()}
-            for form in forms}
+def _kept(artifact: Artifact, program: Program) -> dict[str, Keep]:
+    """How the weights are kept, which must be how this version would keep them. Raises DamagedArtifact, IncompatibleArtifact."""
+    said, quant = kept_of(artifact.json("program.json")), artifact.manifest.get("quant")
+    if quant not in (None, *QUANTS):
+        raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)
+    wanted = forms(program, quant)
+    wrong = [name for name in said.keys() | wanted.keys() if said.get(name) != wanted.get(name)]
+    if wrong:
+        raise IncompatibleArtifact("a weight is not kept in the form in which this version of glmc reads it", field=min(wrong),
+                                   file=artifact.folder, expected=wanted.get(min(wrong)), found=said.get(min(wrong)),
+                                   hint="compile it again with this version")
+    return said
 
 
 def read_program(artifact: Artifact) -> Program:

@@ -9,9 +9,25 @@ from typing import Any
 import torch
 
 from glmc.errors import DamagedArtifact
+from glmc.native.keep import Keep
 from glmc.program import FORMS, Program, Step
 
 Call = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
+
+
+def check_weights(program: Program, weights: dict[str, torch.Tensor], kept: dict[str, Keep]) -> None:
+    """Every weight that a program reads is there and is what its region takes, or what `kept` says. Raises DamagedArtifact."""
+    for step in program.steps:
+        for name, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
+            if role != "weight":
+                continue
+            tensor, one = weights.get(name.removeprefix("weight:")), kept.get(name.removeprefix("weight:"))
+            fits = tensor is not None and (one.fits(tensor) and one.sizes == spec.shape if one else
+                                           (str(tensor.dtype), tuple(tensor.shape)) == (f"torch.{spec.dtype}", spec.shape))
+            if not fits:
+                raise DamagedArtifact("a weight is missing or is not what its region takes", field=name.removeprefix("weight:"),
+                                      expected=one.stored() if one else spec.text(),
+                                      found=None if tensor is None else list(tensor.shape))
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,11 @@ class _Bound:
 class Steps:
     """A program bound to its weights and to the regions' calls by form: calls[form][region]."""
 
-    def __init__(self, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Call]]) -> None:
+    def __init__(self, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Call]],
+                 kept: dict[str, Keep] | None = None) -> None:
+        """kept: how weights are kept where that is not as the regions' text has them."""
         self.calls = calls
+        check_weights(program, weights, kept or {})
         self.logits = program.logits
         needed = {program.logits}
         bound: list[_Bound] = []
@@ -42,7 +61,7 @@ class Steps:
             rows: list[tuple[int, int]] = []
             for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
                 if role == "weight":
-                    inputs.append(self._weight(weights, name.removeprefix("weight:"), spec))
+                    inputs.append(weights[name.removeprefix("weight:")])
                     continue
                 inputs.append(None)
                 holes.append((position, name))
@@ -50,14 +69,6 @@ class Steps:
                     rows.append((position, spec.shape.index("S")))
             bound.append(_Bound(step, tuple(inputs), tuple(holes), tuple(rows), release))
         self._steps = bound[::-1]
-
-    @staticmethod
-    def _weight(weights: dict[str, torch.Tensor], name: str, spec) -> torch.Tensor:
-        tensor = weights.get(name)
-        if tensor is None or tuple(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
-            raise DamagedArtifact("a weight is missing or is not what its region takes", field=name,
-                                  expected=spec.text(), found=None if tensor is None else list(tensor.shape))
-        return tensor
 
     def ready(self, number: int, form: str, values: dict[str, torch.Tensor], every_row: bool) -> tuple[Call, list[Any]]:
         """Step `number`'s call in `form` and what it is called with; `values` holds what the steps before it made."""

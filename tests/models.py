@@ -116,7 +116,7 @@ def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: in
     """A variant compiled for `target` and loaded; compiled once however many tests ask."""
     config, model, checkpoint = published(variant, dtype, **changes)
     out = Path(tempfile.mkdtemp(prefix="out-", dir=scratch())) / f"{variant}.glmc"
-    if target == "cpu":  # its loops are made for as many threads as there are when it is compiled
+    if target == "cpu:aoti":  # its loops are made for as many threads as there are when it is compiled
         os.environ["OMP_NUM_THREADS"] = "2"
         torch.set_num_threads(2)
     glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
@@ -125,7 +125,7 @@ def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: in
 
 def aot(dtype: str = "float32") -> Made:
     """The one model that the default suite compiles to native code: a dense and a routed layer."""
-    return made("glm4_moe", dtype, target="cpu", max_batch=2, num_hidden_layers=2)
+    return made("glm4_moe", dtype, target="cpu:aoti", max_batch=2, num_hidden_layers=2)
 
 
 def prompts(vocabulary: int, *lengths: int, seed: int = 7) -> list[list[int]]:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from glmc.checkpoint.folder import Checkpoint, listing
-from glmc.checkpoint.recipe import Recipe
+from glmc.checkpoint.recipe import FLOATS, Recipe
 from glmc.checkpoint.tensor_bytes import torch_dtype
 from glmc.errors import CheckpointError, WeightMismatch, WeightMissing, WeightUnused
 
 if TYPE_CHECKING:
     import torch
 
-FLOATS = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)

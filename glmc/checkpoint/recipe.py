@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from glmc.checkpoint.folder import Checkpoint
 
 Tensors = Mapping[str, TensorInfo]
+FLOATS = ("BF16", "F16", "F32")
 
 
 class Recipe(ABC):

@@ -29,7 +29,7 @@ def session():
 @pytest.fixture
 def untouched(session, monkeypatch):
     """The session, whose compiled code fails the test when it is called."""
-    monkeypatch.setattr(session.steps, "run", lambda *_: pytest.fail("compiled code ran"))
+    monkeypatch.setattr(session.runner.steps, "run", lambda *_: pytest.fail("compiled code ran"))
     return session
 
 

@@ -1,0 +1,50 @@
+"""A recipe's last step for native code: the matrix in panels, quantised where asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glmc.checkpoint.recipe import FLOATS, Recipe, Stack, Tensors
+from glmc.errors import WeightMismatch
+from glmc.native import panels
+from glmc.native.keep import Keep
+
+if TYPE_CHECKING:
+    import torch
+
+    from glmc.checkpoint.folder import Checkpoint
+
+
+@dataclass(frozen=True)
+class Packed(Recipe):
+    """The source in the form that `keep` names. Of stacked experts one is held at a time."""
+
+    source: Recipe
+    keep: Keep
+
+    def parts(self) -> tuple[Recipe, ...]:
+        return (self.source,)
+
+    def shape(self, tensors: Tensors) -> tuple[int, ...]:
+        found = self.source.shape(tensors)
+        if found != self.keep.sizes:
+            raise WeightMismatch("a matrix has another shape", field=self.source.names()[0],
+                                 expected=list(self.keep.sizes), found=list(found))
+        return self.keep.stored()[1]
+
+    def dtype(self, tensors: Tensors) -> str:
+        if (found := self.source.dtype(tensors)) not in FLOATS:
+            raise WeightMismatch("a matrix is not of floats", field=self.source.names()[0], found=found,
+                                 expected=", ".join(FLOATS))
+        return self.keep.stored()[0]
+
+    def fill(self, checkpoint: Checkpoint, out: torch.Tensor) -> None:
+        if isinstance(self.source, Stack):
+            for part, place in zip(self.source.sources, out, strict=True):
+                panels.pack(part.build(checkpoint), self.keep.form, place, self.keep.halves)
+        else:
+            panels.pack(self.source.build(checkpoint), self.keep.form, out, self.keep.halves)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"step": "packed", **self.keep.to_json(), "source": self.source.to_json()}

@@ -1,0 +1,79 @@
+"""A program, or one region of it, as the items of an executor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from glmc.errors import InternalError
+from glmc.native.calls import Call, Lowered, Rows, Stride
+from glmc.native.executor import Item
+from glmc.native.lower import lowered
+from glmc.program import Program
+
+_LAYER = re.compile(r"^cache:\w+\.(\d+)$")
+
+
+@dataclass
+class Flat:
+    """Items, the width of each register, and the registers of named values."""
+
+    items: list[Item] = field(default_factory=list)
+    widths: dict[int, int] = field(default_factory=dict)
+    values: dict[str, int] = field(default_factory=dict)
+
+    def new(self, width: int) -> int:
+        self.widths[len(self.widths)] = width
+        return len(self.widths) - 1
+
+
+def whole(program: Program, pieces: Mapping[str, Lowered] | None = None) -> Flat:
+    """All steps of a program one after another. Raises Refused, InternalError."""
+    found = pieces or {name: lowered(region) for name, region in program.regions.items()}
+    flat = Flat()
+    for step in program.steps:
+        piece = found[step.region]
+        names = dict(zip((name for name, _, _ in piece.region.inputs), step.inputs, strict=True))
+        registers = {reg: flat.values[names[local]] for local, reg in piece.inputs.items()}
+        last = step.rows == "last"
+        if last:
+            for reg in piece.inputs.values():
+                chosen = flat.new(piece.widths[reg])
+                pick = Call("wanted_rows", [piece.widths[reg], Stride(0), Stride(1)],
+                            [Rows(0, 0, piece.widths[reg]), Rows(1, 0, piece.widths[reg])], writes=(1,))
+                flat.items.append(Item(pick, {0: registers[reg], 1: chosen}, {}, wanted=True))
+                registers[reg] = chosen
+        _add(flat, piece, registers, names, last)
+        for name, reg in zip(step.outputs, piece.outputs, strict=True):
+            if reg is not None:
+                flat.values[name] = registers[reg]
+    end = flat.items[-1]
+    if end.call.kernel != "linear" or [end.registers[r] for r in end.call.writes] != [flat.values.get(program.logits)]:
+        raise InternalError("the program does not end with the product that makes the logits", found=end.call.kernel)
+    flat.items[-1] = Item(end.call, end.registers, end.weights, end.layer, end.wanted, logits=True)
+    return flat
+
+
+def alone(piece: Lowered) -> Flat:
+    """One region by itself; values: its inputs by name, its results as "0", "1", ..."""
+    flat = Flat()
+    registers = {reg: flat.new(piece.widths[reg]) for reg in piece.inputs.values()}
+    names = {name: name if role == "weight" else f"cache:{name}.0" if role == "cache" else name
+             for name, role, _ in piece.region.inputs}
+    _add(flat, piece, registers, names, False)
+    flat.values = {local: registers[reg] for local, reg in piece.inputs.items()}
+    flat.values |= {str(i): registers[reg] for i, reg in enumerate(piece.outputs) if reg is not None}
+    return flat
+
+
+def _add(flat: Flat, piece: Lowered, registers: dict[int, int], names: dict[str, str], wanted: bool) -> None:
+    weights = {local: name.removeprefix("weight:") for local, name in names.items()}
+    layers = {int(m[1]) for name in names.values() if (m := _LAYER.match(name))}
+    if len(layers) > 1:
+        raise InternalError("a region reads the caches of two layers", field=piece.region.name)
+    for call in piece.calls:
+        for reg in call.writes:
+            if reg not in registers:
+                registers[reg] = flat.new(piece.widths[reg])
+        flat.items.append(Item(call, registers, weights, next(iter(layers), None), wanted))

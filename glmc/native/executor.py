@@ -1,0 +1,180 @@
+"""Calls bound to memory, and the runs of them: one call into the library a step, whatever the model's depth."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glmc import native
+from glmc.errors import InternalError, StorageError
+from glmc.native.calls import Call, Form, Layout, Rows, State, Stride, Weight
+from glmc.native.keep import Keep
+
+LINE = 16
+"""Floats of a cache line."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A call of one step. registers: the region's -> the program's. weights: the region's name -> the program's. layer: whose
+    cache its states are. wanted: one row a token whose logits are wanted. logits: it writes them."""
+
+    call: Call
+    registers: Mapping[int, int]
+    weights: Mapping[str, str]
+    layer: int | None = None
+    wanted: bool = False
+    logits: bool = False
+
+
+class Cache:
+    """Keys and values of every layer in the library's layout (kernels/attention/cache.hpp); memory is touched as slots fill."""
+
+    def __init__(self, layers: int, sequences: int, slots: int, heads: int, width: int, dtype: torch.dtype) -> None:
+        size = torch.empty((), dtype=dtype).element_size()
+        slots, padded = -(-slots // 32) * 32, -(-width // 32) * 32
+        self.sizes = {"form": int(dtype == torch.bfloat16), "keys": slots * width * size, "values": slots * padded * size,
+                      "slots": slots}
+        self.sizes["sequence"] = heads * (self.sizes["keys"] + self.sizes["values"])
+        self.heads, self.width, self.padded, self.dtype = heads, width, padded, dtype
+        self.pack = 1 + int(dtype == torch.bfloat16)
+        self.memory = torch.zeros(layers, sequences * self.sizes["sequence"], dtype=torch.uint8)
+
+    def place(self, layer: int, kind: str) -> int:
+        """The address of a layer's keys or values."""
+        return self.memory[layer].data_ptr() + (self.heads * self.sizes["keys"] if kind == "values" else 0)
+
+    def _views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first layer's keys [B, H, L / 32, D / p, 32, p] and values [B, H, L / p, Dp, p], p elements side by side."""
+        slots, end = self.sizes["slots"], self.heads * self.sizes["keys"]
+        rows = self.memory[0].view(-1, self.sizes["sequence"])
+        keys = rows[:, :end].view(self.dtype).unflatten(1, (self.heads, slots // 32, self.width // self.pack, 32, self.pack))
+        return keys, rows[:, end:].view(self.dtype).unflatten(1, (self.heads, slots // self.pack, self.padded, self.pack))
+
+    def fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put keys and values [B, L, H, D] of the first layer in."""
+        slots = self.sizes["slots"]
+        own_keys, own_values = self._views()
+        for own, given in ((own_keys, keys), (own_values, values)):
+            whole = torch.zeros(given.shape[0], slots, self.heads, self.padded, dtype=self.dtype)
+            whole[:, :given.shape[1], :, :given.shape[3]] = given
+            heads_first = whole.transpose(1, 2)
+            if own is own_keys:
+                parts = heads_first[..., :self.width].unflatten(2, (-1, 32)).unflatten(4, (-1, self.pack))
+                own.copy_(parts.transpose(3, 4))
+            else:
+                own.copy_(heads_first.unflatten(2, (-1, self.pack)).transpose(3, 4))
+
+    def copy_out(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """The first layer's keys and values into tensors [B, L, H, D]."""
+        own_keys, own_values = self._views()
+        keys.copy_(own_keys.transpose(3, 4).flatten(4).flatten(2, 3).transpose(1, 2)[:, :keys.shape[1]])
+        values.copy_(own_values.transpose(3, 4).flatten(2, 3).transpose(1, 2)[:, :values.shape[1], :, :self.width])
+
+
+class Executor:
+    """Runs steps of at most `tokens` tokens. widths: register -> floats a row. pinned: registers that keep memory of their own.
+
+    weights and cache must live as long as this does, and do: they are held. Raises StorageError where memory is short.
+    """
+
+    def __init__(self, items: Sequence[Item], widths: Mapping[int, int], weights: Mapping[str, torch.Tensor],
+                 kept: Mapping[str, Keep], cache: Cache | None, tokens: int, threads: int, pinned: Sequence[int] = ()) -> None:
+        self.tokens, self.threads = tokens, threads
+        self._held = weights, cache
+        self._strides = {reg: (-(-width // LINE) | 1) * LINE for reg, width in widths.items()}
+        self._widths = widths
+        places, floats = _places(items, self._strides, pinned)
+        self._arena = torch.zeros(floats * tokens + LINE)
+        start = self._arena.data_ptr()
+        self._at = {reg: start + 4 * tokens * at for reg, at in places.items()}
+        self._offsets = {reg: tokens * at for reg, at in places.items()}
+        self._library = native.library()
+        program = (native.Instruction * len(items))()
+        for made, item in zip(program, items, strict=True):
+            self._bind(made, item, weights, kept, cache)
+        self._opened = self._library.glmc_open(program, len(items), tokens, threads)
+        if not self._opened:
+            raise StorageError("there is no memory for a step", expected=f"steps of {tokens} tokens on {threads} threads")
+
+    def _bind(self, made: native.Instruction, item: Item, weights: Mapping[str, torch.Tensor], kept: Mapping[str, Keep],
+              cache: Cache | None) -> None:
+        call = item.call
+        made.op, made.rows = self._library.glmc_kernel(call.kernel.encode()), int(item.wanted)
+        if made.op < 0:
+            raise InternalError("the native library has no such kernel", field=call.kernel,
+                                hint="it was built from other sources")
+
+        def size(n: object) -> int:
+            match n:
+                case Stride(reg):
+                    register = item.registers[reg]
+                    return self._widths[register] if item.logits and reg in call.writes else self._strides[register]
+                case Form(name):
+                    one = kept[item.weights[name]]
+                    return one.number + (8 if call.kernel == "embedding" and one.packed else 0)
+                case Layout(what):
+                    return cache.sizes[what] if cache else 0
+                case int():
+                    return n
+            raise InternalError("a call has a size that is none", field=call.kernel, found=n)
+
+        def place(p: object) -> int | None:
+            match p:
+                case Rows(reg, offset):
+                    return None if item.logits and reg in call.writes else self._at[item.registers[reg]] + 4 * offset
+                case Weight(name):
+                    return weights[item.weights[name]].data_ptr()
+                case State(name):
+                    return cache.place(item.layer or 0, name) if cache else None
+                case None:
+                    return None
+            raise InternalError("a call has an operand that is none", field=call.kernel, found=p)
+
+        for i, n in enumerate(call.n):
+            made.n[i] = size(n)
+        for i, p in enumerate(call.p):
+            made.p[i] = place(p)
+        for i, f in enumerate(call.f):
+            made.f[i] = f
+
+    def rows(self, reg: int, count: int) -> torch.Tensor:
+        """A view of the first `count` rows of a pinned register: float32 [count, width]."""
+        return self._arena.as_strided((count, self._widths[reg]), (self._strides[reg], 1), self._offsets[reg])
+
+    def run(self, ids: torch.Tensor, positions: torch.Tensor, sequences: torch.Tensor, which: torch.Tensor,
+            logits: torch.Tensor | None) -> None:
+        """One step. ids, positions, sequences int64 [tokens]; which int64 [wanted], in order; logits float32 [wanted, V].
+
+        Nothing is checked here: ids must be below the vocabulary, positions and sequences inside the cache.
+        """
+        step = native.Step(len(ids), ids.data_ptr(), positions.data_ptr(), sequences.data_ptr(), len(which), which.data_ptr(),
+                           None if logits is None else logits.data_ptr())
+        self._library.glmc_run(self._opened, ctypes.byref(step))
+
+    def __del__(self) -> None:
+        if opened := getattr(self, "_opened", None):
+            self._library.glmc_close(opened)
+
+
+def _places(items: Sequence[Item], strides: Mapping[int, int], pinned: Sequence[int]) -> tuple[dict[int, int], int]:
+    """Register -> where it begins, in floats for each token, and how many in all: registers whose lives do not meet share."""
+    lives: dict[int, list[int]] = {reg: [0, len(items)] for reg in pinned}
+    for number, item in enumerate(items):
+        for operand in item.call.p:
+            if isinstance(operand, Rows):
+                life = lives.setdefault(item.registers[operand.reg], [number, number])
+                life[1] = max(life[1], number)
+    taken: list[tuple[int, int, int, int]] = []  # begin, end, first, last
+    places: dict[int, int] = {}
+    for reg, (first, last) in sorted(lives.items(), key=lambda life: -strides[life[0]]):
+        at = 0
+        for begin, end, one, other in sorted(taken):
+            if one <= last and first <= other and at + strides[reg] > begin:
+                at = max(at, end)
+        places[reg] = at
+        taken.append((at, at + strides[reg], first, last))
+    return places, max((end for _, end, _, _ in taken), default=0)

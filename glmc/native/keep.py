@@ -1,0 +1,136 @@
+"""How each weight of a program is kept for the native library: in which form, what that weighs, and back again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glmc.errors import DamagedArtifact, InternalError, UnsupportedTarget
+from glmc.native import panels
+from glmc.native.calls import Lowered, Need, Refused
+from glmc.native.lower import lowered
+from glmc.program import Program, Region, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+QUANTS = {"int8": "Q8", "int4": "Q4"}
+"""What `--quant` may be besides none -> the form of a matrix."""
+_ROWS = {"float32": "F32", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Keep:
+    """One weight. form: "rows" (a table as it is), "vector" (float32), or one of `panels.FORMS`. sizes: the published ones."""
+
+    form: str
+    sizes: tuple[int, ...]
+    dtype: str
+    halves: bool = False
+
+    @property
+    def packed(self) -> bool:
+        return self.form in panels.FORMS
+
+    @property
+    def number(self) -> int:
+        """What a call is told of the form."""
+        return panels.FORMS.index(self.form) if self.packed else {"float32": 0, "bfloat16": 1}[self.dtype]
+
+    def stored(self) -> tuple[str, tuple[int, ...]]:
+        """(dtype as safetensors names it, shape) in the artefact."""
+        if self.packed:
+            return panels.shape(self.form, self.sizes, self.halves)
+        return ("F32" if self.form == "vector" else _ROWS[self.dtype]), self.sizes
+
+    def fits(self, tensor: torch.Tensor) -> bool:
+        from glmc.checkpoint.tensor_bytes import dtype_name
+
+        return (dtype_name(tensor.dtype), tuple(tensor.shape)) == self.stored()
+
+    def plain(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The published weight again, but for what the form rounded, in its own dtype."""
+        import torch
+
+        whole = panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
+        return whole.to(getattr(torch, self.dtype))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"form": self.form, "sizes": list(self.sizes), "dtype": self.dtype, "halves": self.halves}
+
+    @staticmethod
+    def from_json(data: Any) -> Keep:
+        """Raises DamagedArtifact."""
+        try:
+            kept = Keep(data["form"], tuple(map(int, data["sizes"])), data["dtype"], data["halves"])
+            if kept.form not in ("rows", "vector", *panels.FORMS) or kept.dtype not in _ROWS:
+                raise ValueError(kept.form)
+        except (KeyError, TypeError, ValueError) as fault:
+            raise DamagedArtifact("the form of a weight cannot be read", file="program.json", field="native",
+                                  found=fault) from fault
+        return kept
+
+
+def kept_of(program: dict[str, Any], region: str | None = None) -> dict[str, Keep]:
+    """What program.json says of its weights; of one region's by the region's own names. Raises DamagedArtifact."""
+    data = program.get("native")
+    if not isinstance(data, dict) or not {"weights", "regions"} <= data.keys():
+        raise DamagedArtifact("program.json does not say how weights are kept", file="program.json", field="native")
+    if region is None:
+        return {name: Keep.from_json(one) for name, one in data["weights"].items()}
+    return {name: Keep.from_json(one) for name, one in data["regions"].get(region, {}).items()}
+
+
+def written(program: Program, found: dict[str, Keep]) -> dict[str, Any]:
+    """What program.json says: `weights` by name, and for each region its own names."""
+    regions: dict[str, Any] = {}
+    for step in program.steps:
+        mine = regions.setdefault(step.region, {})
+        for name, (local, role, _) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
+            if role == "weight":
+                mine.setdefault(local, found[name.removeprefix("weight:")].to_json())
+    return {"weights": {name: one.to_json() for name, one in found.items()}, "regions": regions}
+
+
+def forms(program: Program, quant: str | None) -> dict[str, Keep]:
+    """Weight -> how the native library is to have it. With int4 the head stays at int8, since its errors go straight into the
+    logits; routers stay float32.
+
+    Raises UnsupportedTarget where a region holds something that no native kernel does.
+    """
+    pieces = {name: _lowered(region) for name, region in program.regions.items()}
+    found: dict[str, tuple[Need, Spec, str]] = {}
+    for step in program.steps:
+        region = program.regions[step.region]
+        for name, (local, role, spec) in zip(step.inputs, region.inputs, strict=True):
+            if role != "weight":
+                continue
+            weight, need = name.removeprefix("weight:"), pieces[step.region].needs.get(local)
+            if need is None:
+                raise InternalError("a weight of a region is used by none of its calls", field=weight)
+            before = found.get(weight)
+            if before is not None and before[0] != need:
+                kinds = {before[0].kind: before[0], need.kind: need}
+                if set(kinds) != {"table", "matrix"}:
+                    raise InternalError("a weight is wanted in two forms", field=weight, found=sorted(kinds))
+                need = kinds["matrix"]  # a table is read from a matrix as well
+            found[weight] = need, spec, "head" if "head" in (region.kind, before and before[2]) else region.kind
+    return {name: _keep(need, spec, kind, quant) for name, (need, spec, kind) in found.items()}
+
+
+def _lowered(region: Region) -> Lowered:
+    try:
+        return lowered(region)
+    except Refused as reason:
+        raise UnsupportedTarget("the native CPU engine cannot run a part of this model", field=region.name, found=str(reason),
+                                hint="--target cpu:aoti compiles it with AOTInductor") from reason
+
+
+def _keep(need: Need, spec: Spec, kind: str, quant: str | None) -> Keep:
+    sizes = tuple(int(s) for s in spec.shape)
+    if need.kind in ("table", "vector"):
+        return Keep("rows" if need.kind == "table" else "vector", sizes, spec.dtype)
+    form = "F32" if need.wide else _ROWS[spec.dtype]
+    if quant is not None and not need.wide:
+        form = "Q8" if kind == "head" else QUANTS[quant]
+    return Keep(form, sizes, spec.dtype, need.halves)

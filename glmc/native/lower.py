@@ -1,0 +1,240 @@
+"""A region's text as calls of the native library's kernels, or the reason why it cannot be.
+
+Every activation is a matrix of float32 rows, one a token, so views and transposes cost nothing and vanish. Neighbours are
+joined on the way: gate, up and SiLU-and-multiply become `swiglu`, an add becomes the residual of the product before it, and
+attention reads the cache itself up to each token's position. Which weights are kept as panels of a matrix comes out too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from glmc.native.calls import Form, Index, Layout, Lowered, Need, New, Refused, Rows, State, Stride, Weight
+from glmc.native.walk import Lowerer
+from glmc.program import Region
+
+Handler = Callable[..., Any]
+_OPS: dict[str, Handler] = {}
+
+
+def lowered(region: Region) -> Lowered:
+    """Raises Refused with the reason."""
+    return Lowerer(region, _OPS).done()
+
+
+def _op(*names: str) -> Callable[[Handler], Handler]:
+    def keep(handler: Handler) -> Handler:
+        _OPS.update(dict.fromkeys(names, handler))
+        return handler
+    return keep
+
+
+@_op("operator.getitem")
+def _getitem(lower: Lowerer, name: str, pair: tuple, index: int) -> Any:
+    return pair[index]
+
+
+@_op("aten.sym_size.int")
+def _size(lower: Lowerer, name: str, of: Any, dim: int) -> Any:
+    return Index("size")
+
+
+@_op("aten.arange.default")
+def _arange(lower: Lowerer, name: str, size: Any) -> Any:
+    return Index("rows")
+
+
+@_op("aten.unsqueeze.default")
+def _unsqueeze(lower: Lowerer, name: str, x: Any, dim: int) -> Any:
+    if not isinstance(x, Index):
+        raise Refused("unsqueeze of activations")
+    return x
+
+
+@_op("aten.le.Tensor")
+def _le(lower: Lowerer, name: str, x: Any, y: Any) -> Any:
+    if (x, y) != (Index("slots"), Index("positions")):
+        raise Refused("a comparison that is not slots with positions")
+    return Index("mask")
+
+
+@_op("aten.view.default", "aten.reshape.default", "aten.contiguous.default", "aten.flatten.using_ints")
+def _view(lower: Lowerer, name: str, x: Any, *sizes: Any) -> Any:
+    rows = lower.rows(x)
+    if sizes and isinstance(sizes[0], list) and sizes[0][-1] != rows.width:
+        raise Refused("a view that cuts rows")
+    return rows
+
+
+@_op("aten.transpose.int")
+def _transpose(lower: Lowerer, name: str, x: Any, first: int, second: int) -> Any:
+    if not isinstance(x, Rows | State) or {first, second} != {-3, -2}:
+        raise Refused("a transpose that does not exchange tokens and heads")
+    return type(x)(**{**x.__dict__, "swapped": not x.swapped})
+
+
+@_op("aten.to.dtype")
+def _to(lower: Lowerer, name: str, x: Any, dtype: str) -> Any:
+    if dtype != "torch.float32":
+        raise Refused(f"a conversion to {dtype}")
+    return Weight(x.name, x.spec, wide=True) if isinstance(x, Weight) else lower.rows(x)
+
+
+@_op("aten.slice.Tensor")
+def _slice(lower: Lowerer, name: str, x: Any, dim: int, start: int, stop: int, step: int) -> Any:
+    rows = lower.rows(x)
+    if dim != -1 or step != 1:
+        raise Refused("a slice that is not of columns")
+    return Rows(rows.reg, rows.offset + start, min(stop, rows.width) - start)
+
+
+@_op("aten.embedding.default")
+def _embedding(lower: Lowerer, name: str, table: Any, ids: Any, *_: Any) -> Any:
+    if ids != Index("ids"):
+        raise Refused("an embedding of something else than ids")
+    out = lower.new(int(table.spec.shape[1]))
+    lower.need(table, Need("table"))
+    lower.call("embedding", [out.width, Stride(out.reg), Form(table.name)], [table, out], writes=(out.reg,))
+    return out
+
+
+@_op("glmc.rope_table")
+def _rope_table(lower: Lowerer, name: str, positions: Any, frequencies: Any, *, axis_map: Any, axial: bool, scale: float,
+                dtype: str) -> Any:
+    if positions != Index("positions") or axis_map is not None or axial:
+        raise Refused("positions of more than one axis")
+    width = int(frequencies.spec.shape[0])
+    cos, sin = lower.new(width), lower.new(width)
+    lower.call("rope_table", [width, Stride(cos.reg)], [lower.vector(frequencies), cos, sin], [scale],
+               (cos.reg, sin.reg))
+    return cos, sin
+
+
+@_op("glmc.rms_norm")
+def _rms_norm(lower: Lowerer, name: str, x: Any, weight: Any = None, *, eps: float) -> Any:
+    rows = lower.rows(x)
+    out = lower.new(rows.width)
+    lower.call("rms_norm", [rows.width, Stride(rows.reg), Stride(out.reg)], [rows, lower.vector(weight, rows.width), out], [eps],
+               (out.reg,))
+    return out
+
+
+@_op("glmc.add_rms_norm")
+def _add_rms_norm(lower: Lowerer, name: str, residual: Any, x: Any, weight: Any, *, eps: float) -> Any:
+    total = _add(lower, name, residual, x)
+    return _rms_norm(lower, name, total, weight, eps=eps), total
+
+
+@_op("aten.add.Tensor")
+def _add(lower: Lowerer, name: str, x: Any, y: Any) -> Any:
+    first, second = lower.rows(x), lower.rows(y)
+    lower.equal(first.width, second.width)
+    for residual, product in ((first, second), (second, first)):
+        call = lower.single(product, "linear")
+        if call is not None and call.p[4] is None and residual.reg != product.reg and lower.written_before(residual, call):
+            call.p[4], call.n[5] = residual, Stride(residual.reg)
+            return product
+    out = lower.new(first.width)
+    lower.call("add_rms_norm", [out.width, Stride(first.reg), Stride(second.reg), Stride(out.reg), 0],
+               [first, second, None, out, None], [0.0], (out.reg,))
+    return out
+
+
+@_op("aten.linear.default")
+def _linear(lower: Lowerer, name: str, x: Any, weight: Any, bias: Any = None) -> Any:
+    rows = lower.rows(x)
+    lower.need(weight, Need("matrix", wide=getattr(weight, "wide", False)), rows.width)
+    out = lower.new(int(weight.spec.shape[0]))
+    lower.call("linear", [rows.width, out.width, Stride(rows.reg), Stride(out.reg), Form(weight.name), 0],
+               [rows, weight, lower.vector(bias, out.width), out, None], writes=(out.reg,))
+    return out
+
+
+@_op("glmc.silu_mul")
+def _silu_mul(lower: Lowerer, name: str, gate: Any, up: Any) -> Any:
+    one, other = lower.rows(gate), lower.rows(up)
+    call = next((c for c in lower.calls if c.writes == (one.reg,) and c.kernel == "linear"), None)
+    halves = one.reg == other.reg and (one.offset, other.offset) == (0, one.width) and one.width == other.width
+    whole = 2 * one.width == lower.widths[one.reg]
+    if call is None or not halves or not whole or call.p[2] or lower.uses[lower.made[one.reg]] != 2:
+        raise Refused("SiLU-and-multiply of something else than one product's two halves")
+    weight = call.p[1]
+    lower.needs[weight.name] = Need("matrix", halves=True)
+    out = lower.new(one.width)
+    call.kernel, call.writes = "swiglu", (out.reg,)
+    call.n = [call.n[0], out.width, call.n[2], Stride(out.reg), call.n[4]]
+    call.p = [call.p[0], weight, None, out]
+    return out
+
+
+@_op("glmc.split_qkv_norm_rope")
+def _split(lower: Lowerer, name: str, qkv: Any, cos: Any, sin: Any, *more: Any, heads: int, kv_heads: int,
+           eps: float | None, read: int, write: int, axis_map: Any) -> Any:
+    packed, cosines = lower.rows(qkv), lower.rows(cos)
+    width = packed.width // (heads + 2 * kv_heads)
+    if axis_map is not None or len(more) > 4:
+        raise Refused("positions of more than one axis")
+    if width % 2 or width > 1024:
+        raise Refused(f"a head of {width} channels")
+    q = lower.new(heads * width)
+    lower.equal(packed.width, width * (heads + 2 * kv_heads))
+    lower.equal(lower.rows(sin).width, cosines.width)
+    if 2 * cosines.width > width:
+        raise Refused("a table that is wider than a head")
+    parts = [lower.vector(w, width) for w in (*more, *(None,) * (4 - len(more)))]
+    at = lower.call("split_qkv_norm_rope",
+                    [heads, kv_heads, width, cosines.width, Stride(packed.reg), Stride(q.reg), Stride(cosines.reg), read, write,
+                     Layout("form"), Layout("sequence"), Layout("keys"), Layout("values")],
+                    [packed, cosines, lower.rows(sin), *parts, q, None, None], [eps or 0.0], (q.reg,))
+    return q, New(at, "keys"), New(at, "values")
+
+
+@_op("aten.index_put_.default")
+def _index_put(lower: Lowerer, name: str, cache: Any, where: list, new: Any) -> Any:
+    if not isinstance(new, New) or not isinstance(cache, State) or where != [Index("rows"), Index("positions")]:
+        raise Refused("a cache that is written otherwise than by rows and positions")
+    if cache.name != new.kind:
+        raise Refused(f"{new.kind} that go to the cache of {cache.name}")
+    lower.equal(list(cache.spec.shape[2:]), lower.calls[new.call].n[1:3])
+    lower.calls[new.call].p[8 if new.kind == "keys" else 9] = cache
+    return cache
+
+
+@_op("glmc.attention")
+def _attention(lower: Lowerer, name: str, q: Any, keys: Any, values: Any, mask: Any = None, *, scale: float) -> Any:
+    if mask != Index("mask") or not all(isinstance(s, State) and s.swapped for s in (keys, values)):
+        raise Refused("attention that does not see the cache up to each position")
+    if not isinstance(q, Rows) or not q.swapped or keys.spec.shape != values.spec.shape:
+        raise Refused("attention whose queries, keys and values differ in shape")
+    kv, width = int(keys.spec.shape[2]), int(keys.spec.shape[3])
+    lower.equal(q.width % (kv * width), 0)
+    out = lower.new(q.width)
+    lower.call("attention", [q.width // width, kv, width, Stride(q.reg), Stride(out.reg), Layout("form"),
+                                    Layout("sequence"), Layout("keys"), Layout("values"), Layout("slots")],
+               [Rows(q.reg, q.offset, q.width), keys, values, out], [scale], (out.reg,))
+    return Rows(out.reg, 0, out.width, swapped=True)
+
+
+@_op("glmc.moe_route")
+def _moe_route(lower: Lowerer, name: str, logits: Any, correction: Any, *, groups: int, kept: int, top: int, normalise: bool,
+               scale: float) -> Any:
+    rows = lower.rows(logits)
+    lower.equal([rows.width % groups, kept <= groups, top <= rows.width], [0, True, True])
+    weights, experts = lower.new(top), lower.new(top)
+    lower.call("moe_route", [rows.width, groups, kept, top, int(normalise), Stride(rows.reg), Stride(weights.reg)],
+               [rows, lower.vector(correction, rows.width), weights, experts], [scale], (weights.reg, experts.reg))
+    return weights, experts
+
+
+@_op("glmc.moe_experts")
+def _moe_experts(lower: Lowerer, name: str, x: Any, experts: Any, weights: Any, gate_up: Any, down: Any) -> Any:
+    rows, chosen, shares = lower.rows(x), lower.rows(experts), lower.rows(weights)
+    lower.need(gate_up, Need("experts", halves=True))
+    lower.need(down, Need("experts"))
+    count, width, inner = map(int, down.spec.shape)
+    lower.equal([list(gate_up.spec.shape), width, shares.width], [[count, 2 * inner, width], rows.width, chosen.width])
+    out = lower.new(width)
+    lower.call("moe_experts", [width, inner, count, chosen.width, Stride(rows.reg), Stride(out.reg), Stride(shares.reg),
+                               Form(gate_up.name)], [rows, shares, chosen, gate_up, down, out], writes=(out.reg,))
+    return out

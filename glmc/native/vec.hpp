@@ -1,0 +1,155 @@
+// Sixteen floats at a time, and the dot products that matrix work is made of.
+//
+// GCC's vector types become AVX-512, AVX2, NEON or plain code as the library is built; only the dot products are written with
+// instructions of their own. Numbers: float32 inside; bfloat16 rounds to nearest even.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace glmc {
+
+constexpr int W = 16;  // lanes of a vector
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+template <class V>
+inline V load(const void* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V>
+inline void store(void* p, V v) { std::memcpy(p, &v, sizeof v); }
+
+inline vf set(float x) { return x - vf{}; }
+inline vi seti(int32_t x) { return x - vi{}; }
+inline vf select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+inline vf vmax(vf a, vf b) { return select(a > b, a, b); }
+inline vf vmin(vf a, vf b) { return select(a < b, a, b); }
+inline vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+
+inline float sum(vf v) {
+    float s = 0;
+    for (int i = 0; i < W; i++) s += v[i];
+    return s;
+}
+inline float largest(vf v) {
+    float m = v[0];
+    for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+// The lanes below n of memory that may end there; the others are `rest`.
+inline vf load_part(const float* p, int n, float rest = 0) {
+    float t[W];
+    for (int i = 0; i < W; i++) t[i] = i < n ? p[i] : rest;
+    return load<vf>(t);
+}
+inline void store_part(float* p, vf v, int n) { std::memcpy(p, &v, n * sizeof(float)); }
+
+inline float widen(uint16_t h) {
+    uint32_t u = uint32_t(h) << 16;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+inline vf widen(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+
+inline uint16_t narrow(float x) {
+    uint32_t u;
+    std::memcpy(&u, &x, 4);
+    if ((u & 0x7fffffff) > 0x7f800000) return uint16_t(u >> 16 | 64);
+    return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+inline vh narrow(vf x) {
+#if defined(__AVX512BF16__)
+    return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
+    vu u = (vu)x;
+    vu rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    vu nan = (vu)((u & 0x7fffffff) > 0x7f800000);
+    return __builtin_convertvector((rounded & ~nan) | ((u >> 16 | 64) & nan), vh);
+#endif
+}
+
+// IEEE half to float, for the scales of quantised weights.
+inline vf half(const uint16_t* p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(load<__m256i>(p));
+#elif defined(__F16C__)
+    vf v;
+    __m256 low = _mm256_cvtph_ps(load<__m128i>(p)), high = _mm256_cvtph_ps(load<__m128i>(p + 8));
+    std::memcpy(&v, &low, 32);
+    std::memcpy((char*)&v + 32, &high, 32);
+    return v;
+#else
+    vu h = __builtin_convertvector(load<vh>(p), vu);
+    vf scaled = (vf)((h & 0x7fff) << 13) * 0x1p112f;  // exact for all but infinities, which no scale is
+    return (vf)((vu)scaled | (h & 0x8000) << 16);
+#endif
+}
+
+// acc[i] += w[i].low * x.low + w[i].high * x.high over pairs of bfloat16.
+inline vf dot2(vf acc, vi w, vi x) {
+#if defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)x);
+#else
+    acc += (vf)(w << 16) * (vf)(x << 16);
+    return acc + (vf)(w & (int32_t)0xffff0000) * (vf)(x & (int32_t)0xffff0000);
+#endif
+}
+
+// acc[i] += the four products of unsigned bytes of w[i] and signed bytes of x[i].
+inline vi dot4(vi acc, vi w, vi x) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
+#elif defined(__AVX2__)
+    for (int h = 0; h < 2; h++) {
+        __m256i a, u, s;
+        std::memcpy(&a, (char*)&acc + 32 * h, 32);
+        std::memcpy(&u, (char*)&w + 32 * h, 32);
+        std::memcpy(&s, (char*)&x + 32 * h, 32);
+        const __m256i low = _mm256_set1_epi16(255);
+        __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, low), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+        __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+        a = _mm256_add_epi32(a, _mm256_add_epi32(even, odd));
+        std::memcpy((char*)&acc + 32 * h, &a, 32);
+    }
+    return acc;
+#else
+    for (int b = 0; b < 4; b++) acc += (vi)((vu)w >> (8 * b) & 255) * ((x << (24 - 8 * b)) >> 24);
+    return acc;
+#endif
+}
+
+// e to the x, to two units in the last place; 0 below -87, and x is taken as 88 above that. NaN stays NaN.
+inline vf vexp(vf given) {
+    vf x = vmin(given, set(88.0f));
+    vi under = x < -87.0f;
+    x = vmax(x, set(-87.0f));
+    const float magic = 12582912.0f;
+    vf n = x * 1.44269504f + magic;
+    vi e = (vi)n << 23;
+    n -= magic;
+    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vf y = (vf)((vi)p + e);
+    return select(given == given, select(under, vf{}, y), given);
+}
+
+inline vf silu(vf x) { return x / (1.0f + vexp(-x)); }
+
+}  // namespace glmc

@@ -1,0 +1,126 @@
+"""The walk over a region's lines that turns them into calls: values by name, registers, who reads what."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from glmc.native.calls import Call, Index, Lowered, Need, Refused, Rows, State, Weight
+from glmc.program import Region, Spec
+
+
+class Lowerer:
+    """Walks a region's lines with a handler for each op; see `lower`."""
+
+    def __init__(self, region: Region, handlers: dict[str, Callable[..., Any]]) -> None:
+        self.region, self.handlers = region, handlers
+        self.calls: list[Call] = []
+        self.widths: dict[int, int] = {}
+        self.inputs: dict[str, int] = {}
+        self.needs: dict[str, Need] = {}
+        self.env: dict[str, Any] = {}
+        for name, role, spec in region.inputs:
+            self.env[name] = self._input(name, role, spec)
+        self.lines = [ast.parse(text).body[0] for text in region.body]
+        self.uses = Counter(n.id for line in self.lines for n in ast.walk(line)
+                            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+        self.made: dict[int, str] = {}  # register -> the line that made it
+
+    def _input(self, name: str, role: str, spec: Spec) -> Any:
+        if role == "weight":
+            return Weight(name, spec)
+        if role == "cache":
+            if len(spec.shape) != 4 or name not in ("keys", "values"):
+                raise Refused(f"the cache {name} is not keys and values of heads")
+            return State(name, spec)
+        if spec.dtype == "bool":
+            return Index("mask")
+        if spec.dtype == "int64":
+            return Index({"input_ids": "ids"}.get(name, name))
+        reg = self.register(int(spec.shape[-1]))
+        self.inputs[name] = reg
+        return Rows(reg, 0, self.widths[reg])
+
+    def register(self, width: int) -> int:
+        reg = len(self.widths)
+        self.widths[reg] = width
+        return reg
+
+    def done(self) -> Lowered:
+        for line in self.lines[:-1]:
+            if not (isinstance(line, ast.Assign) and isinstance(line.value, ast.Call)):
+                raise Refused(f"`{ast.unparse(line)}` is no call")
+            target, call = ast.unparse(line.targets[0]), line.value
+            op = ast.unparse(call.func)
+            handler = self.handlers.get(op)
+            if handler is None:
+                raise Refused(f"no native kernel for {op}")
+            given = {str(k.arg): self._value(k.value) for k in call.keywords}
+            self.env[target] = value = handler(self, target, *[self._value(a) for a in call.args], **given)
+            if isinstance(value, Rows):
+                self.made.setdefault(value.reg, target)
+        last: Any = self.lines[-1]
+        outputs = [self.env[e.id] for e in last.value.elts]
+        if not all(isinstance(o, Rows | Index) for o in outputs):
+            raise Refused("a result is neither rows nor a mask")
+        return Lowered(self.region, self.calls, self.widths, self.inputs,
+                       tuple(self.whole(o).reg if isinstance(o, Rows) else None for o in outputs), self.needs)
+
+    def _value(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Name):
+            return self.env[node.id]
+        if isinstance(node, ast.List):
+            return [self._value(e) for e in node.elts]
+        text = ast.unparse(node)
+        return text if text.startswith("torch.") else ast.literal_eval(node)
+
+    def call(self, kernel: str, n: list[Any], p: list[Any], f: list[float] | None = None, writes: tuple[int, ...] = ()) -> int:
+        self.calls.append(Call(kernel, n, p, f or [], writes))
+        return len(self.calls) - 1
+
+    def new(self, width: int) -> Rows:
+        return Rows(self.register(width), 0, width)
+
+    @staticmethod
+    def equal(found: Any, wanted: Any) -> None:
+        """Sizes that must be, since nothing checks them later."""
+        if found != wanted:
+            raise Refused(f"sizes that do not fit: {found} and {wanted}")
+
+    def need(self, weight: Any, need: Need, width: int | None = None) -> Weight:
+        """Note how a weight is wanted, and that its last size is `width`."""
+        if not isinstance(weight, Weight):
+            raise Refused("a product's second operand is not a weight")
+        if width is not None:
+            self.equal(weight.spec.shape[-1], width)
+        before = self.needs.get(weight.name, need)
+        if before != need:
+            raise Refused(f"{weight.name} is wanted in two forms")
+        self.needs[weight.name] = need
+        return weight
+
+    def vector(self, weight: Any, width: int | None = None) -> Weight | None:
+        return None if weight is None else self.need(weight, Need("vector"), width)
+
+    def rows(self, value: Any) -> Rows:
+        if not isinstance(value, Rows) or value.swapped:
+            raise Refused("an operand is not rows of activations")
+        return value
+
+    def whole(self, value: Any) -> Rows:
+        rows = self.rows(value)
+        if rows.offset or rows.width != self.widths[rows.reg]:
+            raise Refused("a part of a row is used where a whole one is wanted")
+        return rows
+
+    def single(self, rows: Rows, kernel: str) -> Call | None:
+        """The call that makes the whole of `rows`, if it is of this kernel and one step alone reads its result."""
+        name = self.made.get(rows.reg)
+        if name is None or self.uses[name] != 1 or rows.width != self.widths[rows.reg]:
+            return None
+        return next((c for c in self.calls if c.writes == (rows.reg,) and c.kernel == kernel), None)
+
+    def written_before(self, rows: Rows, call: Call) -> bool:
+        return all(rows.reg not in c.writes for c in self.calls[self.calls.index(call):])

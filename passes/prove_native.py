@@ -1,0 +1,162 @@
+"""Numeric proof of the native lowering: each distinct region, as the library runs it, against its own text in float32.
+
+The weights are random and in the forms that the artefact will have; the text is run on what those forms hold, so that what is
+judged is the code and not the rounding of weights. In float32 the worst error may be 1e-4 of the largest value; in bfloat16
+twice that of the text run in bfloat16, plus one rounding step; where weights are quantised activations are too, in groups of 32
+to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, so that no near tie decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glmc.errors import NumericError
+from glmc.native import panels
+from glmc.native.alone import alone_with
+from glmc.native.keep import Keep
+from glmc.native.lower import lowered
+from glmc.program import Program, Region, Spec
+from glmc.region import Bound
+
+FLOAT32, QUANTISED = 1e-4, 0.03
+_MOST = 1 << 28
+"""The most elements of a region's weights; a region with more is proved with fewer experts, or not, and says so."""
+_SHAPES = ({"B": 1, "S": 1, "L": 300}, {"B": 1, "S": 7, "L": 270}, {"B": 3, "S": 1, "L": 33})
+
+
+@dataclass(frozen=True)
+class RegionProof:
+    """Worst errors over all shapes, relative to the largest exact value, and what they may be."""
+
+    region: str
+    native_error: float
+    text_error: float
+    limit: float
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@torch.no_grad()
+def prove_native(program: Program, keeps: dict[str, Keep]) -> list[RegionProof]:
+    """Prove each distinct region. Raises NumericError."""
+    found: dict[str, RegionProof] = {}
+    for step in program.steps:
+        if step.region not in found:
+            region = program.regions[step.region]
+            mine = {local: keeps[name.removeprefix("weight:")]
+                    for name, (local, role, _) in zip(step.inputs, region.inputs, strict=True) if role == "weight"}
+            found[step.region] = _prove(region, mine)
+    return list(found.values())
+
+
+def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
+    note = None
+    if sum(math.prod(k.sizes) for k in keeps.values()) > _MOST:
+        smaller = _fewer_experts(region, keeps)
+        if smaller is None:
+            return RegionProof(region.name, 0.0, 0.0, 0.0, f"not replayed: more than {_MOST} elements of weights")
+        region, keeps, note = smaller
+    draw = torch.Generator().manual_seed(11)
+    weights = {name: _weight(name, keep, region, draw) for name, keep in keeps.items()}
+    wide, low = _widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
+    quantised = any(k.form in panels.FORMS[2:] for k in keeps.values())
+    worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
+    for sizes in _SHAPES:
+        given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
+        plain = {n: keeps[n].plain(w) for n, w in weights.items()}
+        exact = _run(Bound(wide, "cpu"), wide, {**given, **plain})
+        text = _run(Bound(region, "cpu"), region, {**given, **plain}) if low else exact
+        ours = _run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})
+        scales = [max(float(e.abs().max()), 1e-6) for e in exact]
+        errors = [max((_apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0) for side in (ours, text)]
+        limit = FLOAT32 if not low else 2 * errors[1] + torch.finfo(torch.bfloat16).eps
+        limit += QUANTISED if quantised else 0.0
+        if not errors[0] <= limit:
+            raise NumericError("the native code of a region is not the equal of its text", field=region.name,
+                               expected=f"at most {limit:.3g} at {sizes}", found=f"{errors[0]:.3g}")
+        if errors[0] >= worst.native_error:
+            worst = RegionProof(region.name, *errors, limit, note)
+    return worst
+
+
+def _apart(found: torch.Tensor, exact: torch.Tensor) -> float:
+    gap = (found.float() - exact).abs()
+    return math.inf if gap.isnan().any() else float(gap.max()) if gap.numel() else 0.0
+
+
+def _run(call: Any, region: Region, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The float results, and the caches as they are afterwards."""
+    given = [values[name].clone().to(getattr(torch, spec.dtype)) if role != "weight" else values[name]
+             for name, role, spec in region.inputs]
+    given = [t.to(getattr(torch, spec.dtype)) if role == "weight" and isinstance(call, Bound) else t
+             for t, (_, role, spec) in zip(given, region.inputs, strict=True)]
+    made = [t for t in call(*given) if t.is_floating_point()]
+    return made + [t for t, (_, role, _) in zip(given, region.inputs, strict=True) if role == "cache"]
+
+
+def _widened(region: Region) -> Region:
+    """The same text in float32."""
+    def wide(spec: Spec) -> Spec:
+        return Spec("float32" if spec.dtype == "bfloat16" else spec.dtype, spec.shape)
+    return Region(region.name, tuple((n, r, wide(s)) for n, r, s in region.inputs), tuple(map(wide, region.outputs)),
+                  tuple(line.replace("torch.bfloat16", "torch.float32") for line in region.body))
+
+
+def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> torch.Tensor:
+    from glmc.checkpoint.tensor_bytes import torch_dtype
+
+    drawn = torch.randn(keep.sizes, generator=draw)
+    if any("glmc.moe_route(" in line and name in line for line in region.body):
+        drawn = 100.0 * torch.randperm(keep.sizes[0], generator=draw).float()
+    elif "norm" in name:
+        drawn = 1 + 0.3 * drawn
+    elif len(keep.sizes) == 1:
+        drawn = 0.3 * drawn
+    elif keep.form != "rows":
+        drawn *= keep.sizes[-1] ** -0.5
+    dtype, shape = keep.stored()
+    out = torch.empty(shape, dtype=torch_dtype(dtype))
+    if keep.packed:
+        panels.pack(drawn, keep.form, out, keep.halves)
+        return out
+    # A vector holds what the published dtype can.
+    return out.copy_(drawn.to(getattr(torch, keep.dtype)))
+
+
+def _input(name: str, spec: Spec, sizes: dict[str, int], draw: torch.Generator) -> torch.Tensor:
+    shape = [sizes.get(str(s), s) for s in spec.shape]
+    if name == "slots":
+        return torch.arange(sizes["L"])
+    if name == "positions":  # the last slots, and for rows of a batch others each
+        first = [sizes["L"] - sizes["S"] - 9 * b for b in range(sizes["B"])]
+        return torch.tensor(first).unsqueeze(1) + torch.arange(sizes["S"])
+    if spec.dtype == "int64":
+        return torch.randint(0, 64, shape, generator=draw)
+    if spec.dtype == "bool":
+        return torch.arange(sizes["L"]) <= _input("positions", Spec("int64", ("B", "S")), sizes, draw).view(
+            sizes["B"], 1, sizes["S"], 1)
+    return torch.randn(shape, generator=draw).to(getattr(torch, spec.dtype))
+
+
+def _fewer_experts(region: Region, keeps: dict[str, Keep]) -> tuple[Region, dict[str, Keep], str] | None:
+    """The region with as many experts as fit, if its experts are what is large."""
+    call = next((c for c in lowered(region).calls if c.kernel == "moe_route"), None)
+    if call is None:
+        return None
+    count, groups, _, top = call.n[:4]
+    few = groups * max(2, -(-2 * top // groups))
+    if few >= count:
+        return None
+    less = {n: dataclasses.replace(k, sizes=(few, *k.sizes[1:])) if k.sizes[0] == count else k for n, k in keeps.items()}
+    if sum(math.prod(k.sizes) for k in less.values()) > _MOST:
+        return None
+    inputs = tuple((n, r, Spec(s.dtype, (few, *s.shape[1:])) if r == "weight" and s.shape[0] == count else s)
+                   for n, r, s in region.inputs)
+    return dataclasses.replace(region, inputs=inputs), less, f"with {few} experts of {count}"

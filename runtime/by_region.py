@@ -1,0 +1,75 @@
+"""Running a program region by region: each an engine's callable, the cache a tensor that their code writes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glmc.artifact import Artifact
+from glmc.native.keep import Keep
+from glmc.program import FORMS, Program
+from glmc.runtime.capture import Decoder
+from glmc.runtime.device import Device
+from glmc.runtime.memory import Cache
+from glmc.runtime.steps import Steps
+
+
+class ByRegion:
+    """A program's regions bound to weights and to a cache."""
+
+    def __init__(self, artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Any]],
+                 device: Device, kept: dict[str, Keep]) -> None:
+        bounds = artifact.manifest["bounds"]
+        self.device = device
+        self.steps = Steps(program, weights, calls, kept)
+        self.cache = Cache(artifact.manifest["dims"], getattr(torch, artifact.manifest["dtype"]), bounds["max_batch"],
+                           bounds["max_len"], device.torch)
+        self.decoder = device.record and Decoder(self._decode, device.record, bounds["max_len"], device.torch)
+
+    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool) -> torch.Tensor:
+        """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
+        tokens = torch.tensor([list(ids)], dtype=torch.int64)
+        positions = torch.arange(start, start + len(ids), dtype=torch.int64).unsqueeze(0)
+        return self._run("decode" if len(ids) == 1 else "prefill", tokens, positions, row, every_row)
+
+    def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
+        if self.decoder is not None:
+            with torch.no_grad():
+                return self.decoder(tokens, positions).cpu()
+        return self._run(_decoding(tokens), tokens, positions, 0, False)
+
+    def _decode(self, tokens: torch.Tensor, positions: torch.Tensor, slots: int) -> torch.Tensor:
+        return self.steps.run(_decoding(tokens), self.named(tokens, positions, 0, slots), False)
+
+    def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return self.steps.run(form, self.named(tokens, positions, row), every_row).cpu()
+
+    def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int, slots: int | None = None,
+              ) -> dict[str, torch.Tensor]:
+        """What a program reads, by name: the inputs, and views of the cache from row `row` on, up to the last that is filled
+        or the first `slots`."""
+        slots, place = max(2, int(positions.max()) + 1) if slots is None else slots, self.device.torch
+        # Compiled code takes the strides of contiguous tensors for granted.
+        named = {"input:input_ids": tokens.contiguous().to(place), "input:positions": positions.contiguous().to(place),
+                 "input:slots": torch.arange(slots, device=place)}
+        for name, view in self.cache.views(row, len(tokens), slots).items():
+            named[f"cache:{name}"] = view
+        return named
+
+
+def open_code(artifact: Artifact, program: Program, max_batch: int, device: Device) -> dict[str, dict[str, Any]]:
+    """Every region's callable by form, from the artefact's engine. Raises DamagedArtifact."""
+    engine = importlib.import_module(f"glmc.runtime.engines.{artifact.manifest['engine']}")
+    forms = [f for f in FORMS if f != "decode_rows" or max_batch > 1]
+    return {form: {name: engine.open(artifact, region, form, device) for name, region in program.regions.items()}
+            for form in forms}
+
+
+def _decoding(tokens: torch.Tensor) -> str:
+    """The form that decodes one token a row."""
+    return "decode" if len(tokens) == 1 else "decode_rows"

@@ -1,0 +1,65 @@
+"""Running a program as one: every step of the model in one call into the native library, long prompts in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from glmc.artifact import Artifact
+from glmc.errors import DamagedArtifact, RequestOutOfBounds
+from glmc.native.compose import whole
+from glmc.native.executor import Cache, Executor
+from glmc.native.keep import Keep
+from glmc.program import Program
+
+PIECE = 512
+"""Tokens of a prompt that are run at once: their activations stay near the cores, and memory does not grow with the prompt."""
+
+
+class Whole:
+    """The program on `threads` threads of the native library, and its cache."""
+
+    def __init__(self, artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], kept: dict[str, Keep],
+                 threads: int) -> None:
+        manifest = artifact.manifest
+        dims, bounds = manifest["dims"], manifest["bounds"]
+        flat = whole(program)
+        self.slots = bounds["max_len"]
+        for region in program.regions.values():
+            for name, role, spec in region.inputs:
+                if role == "cache" and spec.shape[2:] != (dims["kv_heads"], dims["head_dim"]):
+                    raise DamagedArtifact("a region's cache is not the model's", field=f"{region.name}: {name}", found=spec.text(),
+                                          expected=f"{dims['kv_heads']} heads of {dims['head_dim']}")
+        self.cache = Cache(dims["layers"], bounds["max_batch"], bounds["max_len"], dims["kv_heads"], dims["head_dim"],
+                           getattr(torch, manifest["dtype"]))
+        self.vocabulary = flat.widths[flat.values[program.logits]]
+        self.executor = Executor(flat.items, flat.widths, weights, kept, self.cache,
+                                 min(PIECE, max(bounds["max_len"], bounds["max_batch"])), threads)
+
+    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool) -> torch.Tensor:
+        """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
+        if start < 0 or start + len(ids) > self.slots:
+            raise RequestOutOfBounds("the tokens do not fit the cache", field="start", found=start + len(ids),
+                                     expected=f"at most {self.slots} tokens a row")
+        tokens, last = torch.tensor(ids, dtype=torch.int64), len(ids) - 1
+        logits = torch.empty(len(ids) if every_row else 1, self.vocabulary)
+        most = self.executor.tokens
+        for at in range(0, len(ids), most):
+            piece = tokens[at:at + most]
+            positions = torch.arange(start + at, start + at + len(piece))
+            ends = [last - at] if at + most > last else []
+            which = torch.arange(len(piece)) if every_row else torch.tensor(ends, dtype=torch.int64)
+            self.executor.run(piece, positions, torch.full_like(piece, row), which, logits[at:] if every_row else logits)
+        return logits.unsqueeze(0)
+
+    def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
+        low, high = (int(x) for x in positions.aminmax())
+        if low < 0 or high >= self.slots:
+            raise RequestOutOfBounds("a position is outside the cache", field="positions", expected=f"0 to {self.slots - 1}",
+                                     found=high)
+        rows = torch.arange(len(tokens))
+        logits = torch.empty(len(tokens), 1, self.vocabulary)
+        self.executor.run(tokens.reshape(-1).contiguous(), positions.reshape(-1).contiguous(), rows, rows, logits)
+        return logits

@@ -1,0 +1,75 @@
+"""One call of the native library by itself, on tensors, for tests of its kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from glmc import native
+from glmc.machine import cpu_flags
+from glmc.native import panels
+from glmc.native.calls import Call, Form, Rows, Stride, Weight
+from glmc.native.executor import Executor, Item
+from glmc.native.keep import Keep
+
+VARIANTS = [name for name, needs in native.VARIANTS.items() if name in native.built() and set(needs) <= set(cpu_flags())]
+"""The builds of the library that this CPU can run."""
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
+
+
+def packed(matrix: torch.Tensor, form: str, halves: bool = False) -> tuple[torch.Tensor, Keep]:
+    """A matrix in a form, and the note of it."""
+    keep = Keep(form, tuple(matrix.shape), "float32", halves)
+    dtype, shape = keep.stored()
+    out = torch.full(shape, 77, dtype=DTYPES[dtype])
+    panels.pack(matrix, form, out, halves)
+    return out, keep
+
+
+class One:
+    """Registers numbered as they are made, filled from tensors [T, width], and one call on them."""
+
+    def __init__(self) -> None:
+        self.widths: dict[int, int] = {}
+        self.given: dict[int, torch.Tensor] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+        self.kept: dict[str, Keep] = {}
+
+    def rows(self, tensor: torch.Tensor) -> Rows:
+        reg = self.room(tensor.shape[1])
+        self.given[reg.reg] = tensor
+        return reg
+
+    def room(self, width: int) -> Rows:
+        self.widths[len(self.widths)] = width
+        return Rows(len(self.widths) - 1, 0, width)
+
+    def weight(self, tensor: torch.Tensor, keep: Keep | None = None) -> Weight:
+        name = f"w{len(self.weights)}"
+        self.weights[name] = tensor
+        self.kept[name] = keep or Keep("vector", tuple(tensor.shape), "float32")
+        return Weight(name, None)
+
+    def run(self, kernel: str, n: list, p: list, f: tuple[float, ...] = (), threads: int = 2, tokens: int | None = None,
+            positions: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Run it; every register afterwards, [T, width]. Rooms hold NaN before."""
+        count = tokens or len(next(iter(self.given.values())))
+        call = Call(kernel, n, p, list(f), tuple(r for r in self.widths if r not in self.given))
+        item = Item(call, {r: r for r in self.widths}, {name: name for name in self.weights})
+        executor = Executor([item], self.widths, self.weights, self.kept, None, count, threads, list(self.widths))
+        for reg in self.widths:
+            executor.rows(reg, count).copy_(self.given.get(reg, torch.full((count, self.widths[reg]), torch.nan)))
+        where = torch.zeros(count, dtype=torch.int64) if positions is None else positions
+        executor.run(torch.zeros(count, dtype=torch.int64), where, torch.zeros(count, dtype=torch.int64), where[:0], None)
+        return [executor.rows(reg, count).clone() for reg in self.widths]
+
+
+def product(x: torch.Tensor, matrix: torch.Tensor, form: str, bias: torch.Tensor | None = None,
+            residual: torch.Tensor | None = None, threads: int = 2) -> torch.Tensor:
+    """x [T, K] times a matrix [N, K] in a form."""
+    one = One()
+    rows = one.rows(x)
+    weight = one.weight(*packed(matrix, form))
+    more = None if residual is None else one.rows(residual)
+    out = one.room(matrix.shape[0])
+    n = [x.shape[1], matrix.shape[0], Stride(rows.reg), Stride(out.reg), Form(weight.name), Stride(more.reg) if more else 0]
+    return one.run("linear", n, [rows, weight, None if bias is None else one.weight(bias), out, more], threads=threads)[out.reg]
