@@ -30,7 +30,7 @@ def load(path: Any, threads: int | None = None, device: str | None = None) -> Mo
     """Open the artefact folder `path` and make it ready to generate.
 
     threads: CPU threads, at most the cores that this process may use; None takes them all.
-    device: None is the target's own; see glmc.runtime.device.
+    device: None is the target's own; see glmc.runtime.device. An artefact of the native engine sets torch's own threads to one.
     Raises UsageError (device, threads), DamagedArtifact, IncompatibleArtifact, StorageError.
     """
     return Model(Artifact.open(Path(path)), device, threads)
@@ -43,7 +43,10 @@ class Model:
         began = time.perf_counter()
         self.artifact = artifact
         self.threads = _threads(threads)
-        if artifact.manifest["engine"] != "native" and threads is not None:
+        # The native engine has threads of its own: torch's, which wait by spinning, would take the cores from them.
+        if artifact.manifest["engine"] == "native":
+            torch.set_num_threads(1)
+        elif threads is not None:
             torch.set_num_threads(threads)
         manifest = artifact.manifest
         self.dims, self.bounds = manifest["dims"], manifest["bounds"]

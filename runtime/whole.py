@@ -34,6 +34,7 @@ class Whole:
         self.cache = Cache(dims["layers"], bounds["max_batch"], bounds["max_len"], dims["kv_heads"], dims["head_dim"],
                            getattr(torch, manifest["dtype"]))
         self.vocabulary = flat.widths[flat.values[program.logits]]
+        self.rows = torch.arange(bounds["max_batch"])
         self.executor = Executor(flat.items, flat.widths, weights, kept, self.cache,
                                  min(PIECE, max(bounds["max_len"], bounds["max_batch"])), threads)
 
@@ -55,11 +56,12 @@ class Whole:
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
-        low, high = (int(x) for x in positions.aminmax())
-        if low < 0 or high >= self.slots:
-            raise RequestOutOfBounds("a position is outside the cache", field="positions", expected=f"0 to {self.slots - 1}",
-                                     found=high)
-        rows = torch.arange(len(tokens))
+        at = positions.flatten()
+        for found in at.tolist():
+            if not 0 <= found < self.slots:
+                raise RequestOutOfBounds("a position is outside the cache", field="positions", found=found,
+                                         expected=f"0 to {self.slots - 1}")
+        rows = self.rows[:len(tokens)]
         logits = torch.empty(len(tokens), 1, self.vocabulary)
-        self.executor.run(tokens.reshape(-1).contiguous(), positions.reshape(-1).contiguous(), rows, rows, logits)
+        self.executor.run(tokens.flatten().contiguous(), at.contiguous(), rows, rows, logits)
         return logits

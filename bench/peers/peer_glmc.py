@@ -27,12 +27,12 @@ class Glmc(Peer):
     def read(self, prompts: list[list[int]]) -> list[int]:
         self.model.take_cache()
         self.length = len(prompts[0])
-        return [int(self.model.extend(row, ids, 0)[0, -1].argmax()) for row, ids in enumerate(prompts)]
+        return [int(self.model.extend(row, ids, 0)[0, -1].numpy().argmax()) for row, ids in enumerate(prompts)]
 
     def write(self, tokens: list[int], steps: int) -> list[list[int]]:
         ids, made = torch.tensor(tokens).unsqueeze(1), []
         for step in range(steps):
-            ids = self.model.advance(ids, torch.full_like(ids, self.length + step)).argmax(-1)
+            ids = torch.from_numpy(self.model.advance(ids, torch.full_like(ids, self.length + step)).numpy().argmax(-1))
             made.append(ids)
         return torch.cat(made, 1).tolist()
 

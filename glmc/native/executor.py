@@ -83,7 +83,7 @@ class Executor:
 
     def __init__(self, items: Sequence[Item], widths: Mapping[int, int], weights: Mapping[str, torch.Tensor],
                  kept: Mapping[str, Keep], cache: Cache | None, tokens: int, threads: int, pinned: Sequence[int] = ()) -> None:
-        self.tokens, self.threads = tokens, threads
+        self.tokens, self.threads, self.items = tokens, threads, items
         self._held = weights, cache
         self._strides = {reg: (-(-width // LINE) | 1) * LINE for reg, width in widths.items()}
         self._widths = widths
@@ -154,6 +154,12 @@ class Executor:
         step = native.Step(len(ids), ids.data_ptr(), positions.data_ptr(), sequences.data_ptr(), len(which), which.data_ptr(),
                            None if logits is None else logits.data_ptr())
         self._library.glmc_run(self._opened, ctypes.byref(step))
+
+    def profile(self) -> torch.Tensor:
+        """float64 [items]: from now on the seconds of each item, added up over the steps."""
+        self._seconds = torch.zeros(len(self.items), dtype=torch.float64)
+        self._library.glmc_profile(self._opened, self._seconds.data_ptr())
+        return self._seconds
 
     def __del__(self) -> None:
         if opened := getattr(self, "_opened", None):

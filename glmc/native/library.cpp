@@ -14,6 +14,7 @@
 #include "kernels/silu_mul/native.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <sys/mman.h>
@@ -57,10 +58,11 @@ char* huge(int64_t bytes) {
 struct Program {
     std::unique_ptr<Pool> pool;
     std::vector<Instruction> instructions;
-    std::vector<std::atomic<int64_t>> counters;
+    std::vector<Counter> counters;
     std::vector<char*> scratch;
     char* shared = nullptr;
     const Step* step = nullptr;
+    double* seconds = nullptr;  // where the time of each instruction is added up, if somebody wants it
 
     ~Program() {
         pool.reset();
@@ -69,19 +71,30 @@ struct Program {
     }
 };
 
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 void work(void* given, int thread) {
     auto& program = *(Program*)given;
     Context c{program.pool.get(), program.step, thread, nullptr, program.scratch[thread], program.shared};
     bool pending = false;
+    double* seconds = thread ? nullptr : program.seconds;
+    double before = seconds ? now() : 0;
     for (size_t i = 0; i < program.instructions.size(); i++) {
         const Instruction& it = program.instructions[i];
         const Kernel& kernel = kernels[it.op];
         bool small = kernel.small && c.rows(it) <= FEW;
-        c.counter = &program.counters[4 * i];
+        c.counters = &program.counters[i * PHASES * c.threads()];
         if (pending && !small) c.barrier();
         kernel.run(c, it);
         if (!small) c.barrier();
         pending = small;
+        if (seconds) {
+            double after = now();
+            seconds[i] += after - before;
+            before = after;
+        }
     }
 }
 
@@ -103,7 +116,7 @@ EXPORTED int64_t glmc_kernel(const char* name) {
 EXPORTED void* glmc_open(const glmc::Instruction* instructions, int64_t count, int64_t tokens, int64_t threads) {
     auto program = std::make_unique<glmc::Program>();
     program->instructions.assign(instructions, instructions + count);
-    program->counters = std::vector<std::atomic<int64_t>>(4 * count);
+    program->counters = std::vector<glmc::Counter>(count * glmc::PHASES * threads);
     int64_t shared = 4096, scratch = 4096;
     for (const auto& it : program->instructions) {
         shared = std::max(shared, glmc::kernels[it.op].shared(it, tokens, threads));
@@ -122,9 +135,12 @@ EXPORTED void* glmc_open(const glmc::Instruction* instructions, int64_t count, i
 EXPORTED void glmc_run(void* opened, const glmc::Step* step) {
     auto& program = *(glmc::Program*)opened;
     program.step = step;
-    for (auto& counter : program.counters) counter.store(0, std::memory_order_relaxed);
+    for (auto& counter : program.counters) counter.value.store(0, std::memory_order_relaxed);
     program.pool->run(glmc::work, &program);
 }
+
+// From the next step on add each instruction's seconds, as the first thread sees them, to `seconds`; nullptr ends it.
+EXPORTED void glmc_profile(void* opened, double* seconds) { ((glmc::Program*)opened)->seconds = seconds; }
 
 EXPORTED void glmc_close(void* opened) { delete (glmc::Program*)opened; }
 

@@ -29,12 +29,17 @@ struct Step {
     float* logits;             // [wanted, vocabulary]
 };
 
+struct alignas(64) Counter {
+    std::atomic<int64_t> value{0};
+};
+constexpr int PHASES = 2;  // the most uses of Context::each within one instruction
+
 // A thread's view of a step.
 struct Context {
     Pool* pool;
     const Step* step;
     int thread;
-    std::atomic<int64_t>* counter;  // one for each phase of each instruction, 0 at the step's beginning
+    Counter* counters;              // of this instruction: one a thread for each phase, 0 at the step's beginning
     char* scratch;                  // this thread's own
     char* shared;                   // everyone's
 
@@ -42,10 +47,16 @@ struct Context {
     int threads() const { return pool->size; }
     void barrier() const { pool->barrier(); }
 
-    // Hand out 0 .. count - 1 among the threads in pieces; `phase` counts the uses within one instruction, below 4.
+    // Hand out 0 .. count - 1 among the threads; `phase` tells the uses within one instruction apart. Each thread goes through a
+    // share of its own, in order, since neighbours lie side by side in memory; who is done takes from the others' shares.
     template <class F>
     void each(int phase, int64_t count, F f) const {
-        for (int64_t i; (i = counter[phase].fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+        for (int turn = 0; turn < threads(); turn++) {
+            int of = (thread + turn) % threads();
+            int64_t begin = count * of / threads(), end = count * (of + 1) / threads();
+            auto& next = counters[phase * threads() + of].value;
+            for (int64_t i; (i = begin + next.fetch_add(1, std::memory_order_relaxed)) < end;) f(i);
+        }
     }
     // The same for many small pieces: each thread takes an equal share.
     template <class F>

@@ -17,6 +17,13 @@ namespace glmc {
 
 constexpr int P = 32;  // columns of a panel
 constexpr int G = 32;  // inputs that share a scale
+#ifndef AHEAD
+#define AHEAD 4096
+#endif
+constexpr int ahead = AHEAD;  // bytes of a panel that are asked for before they are needed
+
+// A function that keeps its sums in registers: inlined among other work the compiler would keep them in memory.
+#define APART __attribute__((noinline))
 
 // acc[m][v] += a[m] . b over `count` k, where b's vectors v of one k stand `across` elements apart and its ks `along`.
 template <int M>
@@ -42,15 +49,24 @@ inline void multiply(const uint16_t* const* a, int count, const uint16_t* b, int
         }
     };
     int k = 0;
-    if constexpr (M <= 4)  // few rows: bound by memory, so ask for it early
-        for (; k + 4 <= count; k += 4, b += 4 * along) {
-            __builtin_prefetch(b + 2048);
-            __builtin_prefetch(b + 2048 + along);
-            for (int i = 0; i < 4; i++) step(k + i, b + i * along, acc);
-            __builtin_prefetch(b + 2048 + 2 * along);
-            __builtin_prefetch(b + 2048 + 3 * along);
-        }
+    for (; k + 2 <= count; k += 2, b += 2 * along) {
+        __builtin_prefetch((const char*)b + ahead);
+        __builtin_prefetch((const char*)b + ahead + 64);
+        step(k, b, acc);
+        __builtin_prefetch((const char*)(b + along) + ahead);
+        __builtin_prefetch((const char*)(b + along) + ahead + 64);
+        step(k + 1, b + along, acc);
+    }
     for (; k < count; k++, b += along) step(k, b, acc);
+}
+
+template <int M, class T>
+APART void product(const T* const* a, int count, const T* b, int64_t along, int64_t across, vf (&y)[M][2]) {
+    vf sums[M][2] = {};
+    const T* rows[M];
+    for (int m = 0; m < M; m++) rows[m] = a[m];
+    multiply<M>(rows, count, b, along, across, sums);
+    for (int m = 0; m < M; m++) y[m][0] = sums[m][0], y[m][1] = sums[m][1];
 }
 
 struct F32 {
@@ -61,7 +77,7 @@ struct F32 {
     static float weight(const char* panel, int column, int i) { return ((const float*)panel)[i * P + column]; }
     template <int M>
     static void tile(const char* const* a, const char* panel, int k, vf (&y)[M][2]) {
-        multiply<M>((const float* const*)a, k, (const float*)panel, P, W, y);
+        product<M>((const float* const*)a, k, (const float*)panel, P, W, y);
     }
 };
 
@@ -81,7 +97,7 @@ struct BF16 {
     }
     template <int M>
     static void tile(const char* const* a, const char* panel, int k, vf (&y)[M][2]) {
-        multiply<M>((const uint16_t* const*)a, (k + 1) / 2, (const uint16_t*)panel, 2 * P, 2 * W, y);
+        product<M>((const uint16_t* const*)a, (k + 1) / 2, (const uint16_t*)panel, 2 * P, 2 * W, y);
     }
 };
 
@@ -134,18 +150,21 @@ struct Quantised {
     }
 
     template <int M>
-    static void tile(const char* const* a, const char* panel, int k, vf (&y)[M][2]) {
+    APART static void tile(const char* const* a, const char* panel, int k, vf (&y)[M][2]) {
         int n = groups(k);
+        vf sums[M][2] = {};
         const int32_t* bytes[M];
         for (int m = 0; m < M; m++) bytes[m] = (const int32_t*)(a[m] + 8 * n);
         for (int g = 0; g < n; g++, panel += step) {
-            __builtin_prefetch(panel + 3 * step);
+            __builtin_prefetch(panel + ahead);
+            if constexpr (BITS == 8) __builtin_prefetch(panel + ahead + step - 64);
             const char* data = panel + 2 * P;
             vi acc[M][2];
             for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = seti(((const int32_t*)a[m])[n + g]);
             if constexpr (BITS == 8) {
                 for (int q = 0; q < 8; q++, data += 4 * P) {
-                    if (M <= 2 && q % 2) __builtin_prefetch(data + 3 * step);
+                    __builtin_prefetch(data + ahead);
+                    __builtin_prefetch(data + ahead + 64);
                     vi w0 = load<vi>(data), w1 = load<vi>(data + 64);
                     for (int m = 0; m < M; m++) {
                         vi x = seti(bytes[m][8 * g + q]);
@@ -155,7 +174,8 @@ struct Quantised {
                 }
             } else {
                 for (int q = 0; q < 8; q += 2, data += 4 * P) {
-                    if (M <= 2) __builtin_prefetch(data + 3 * step);
+                    __builtin_prefetch(data + ahead);
+                    __builtin_prefetch(data + ahead + 64);
                     vi w0 = load<vi>(data), w1 = load<vi>(data + 64);
                     for (int m = 0; m < M; m++) {
                         vi x = seti(bytes[m][8 * g + q]), z = seti(bytes[m][8 * g + q + 1]);
@@ -169,10 +189,11 @@ struct Quantised {
             vf s0 = half((const uint16_t*)panel), s1 = half((const uint16_t*)panel + W);
             for (int m = 0; m < M; m++) {
                 vf s = set(((const float*)a[m])[g]);
-                y[m][0] += __builtin_convertvector(acc[m][0], vf) * (s0 * s);
-                y[m][1] += __builtin_convertvector(acc[m][1], vf) * (s1 * s);
+                sums[m][0] += __builtin_convertvector(acc[m][0], vf) * (s0 * s);
+                sums[m][1] += __builtin_convertvector(acc[m][1], vf) * (s1 * s);
             }
         }
+        for (int m = 0; m < M; m++) y[m][0] = sums[m][0], y[m][1] = sums[m][1];
     }
 };
 typedef Quantised<8> Q8;
@@ -192,7 +213,7 @@ template <class Form, int M, class F>
 inline void rows_of_tile(const char* const* a, int rows, const char* panel, int k, F done) {
     if constexpr (M > 0) {
         if (rows < M) return rows_of_tile<Form, M - 1>(a, rows, panel, k, done);
-        vf y[M][2] = {};
+        vf y[M][2];
         Form::template tile<M>(a, panel, k, y);
         for (int m = 0; m < M; m++) done(m, y[m][0], y[m][1]);
     }

@@ -19,6 +19,7 @@ struct Cache32 {
     static void put_value(char* values, int64_t slot, const float* x, int64_t width) {
         std::memcpy((float*)values + slot * ((width + P - 1) / P * P), x, 4 * width);
     }
+    static void put(float* y, vf x) { store(y, x); }
     static void prepare(const float* x, float* y, int64_t n) { std::memcpy(y, x, 4 * n); }
 };
 
@@ -34,6 +35,7 @@ struct Cache16 {
         uint16_t* to = (uint16_t*)values + slot / 2 * padded * 2 + slot % 2;
         for (int64_t i = 0; i < width; i++) to[2 * i] = narrow(x[i]);
     }
+    static void put(uint16_t* y, vf x) { store(y, narrow(x)); }
     static void prepare(const float* x, uint16_t* y, int64_t n) {
         int64_t i = 0;
         for (; i + W <= n; i += W) store(y + i, narrow(load<vf>(x + i)));

@@ -14,7 +14,7 @@
 namespace glmc {
 
 constexpr int QUERIES = 48;     // query rows (tokens times heads of a group) of one task at most
-constexpr int64_t PIECE = 256;  // slots that are looked at together
+constexpr int64_t PIECE = 128;  // slots that are looked at together
 
 // What is known of some query rows after some slots: largest score, sum of weights, weighted values [rows][Dp].
 struct Attended {
@@ -28,8 +28,8 @@ template <class T, class F>
 inline void tiles(const T* const* a, int rows, int64_t count, const T* b, int64_t along, int64_t across, F done) {
     auto some = [&](auto m, int at) {
         constexpr int M = decltype(m)::value;
-        vf y[M][2] = {};
-        multiply<M>(a + at, int(count), b, along, across, y);
+        vf y[M][2];
+        product<M>(a + at, int(count), b, along, across, y);
         for (int i = 0; i < M; i++) done(at + i, y[i][0], y[i][1]);
     };
     int at = 0;
@@ -64,9 +64,8 @@ inline void attend(const Instruction& it, const typename Form::T* const* q, cons
         for (int64_t i = 0; i < whole; i += W) {
             vf e = vexp(load<vf>(row + i) - top);
             sums += e;
-            store(row + i, e);
+            Form::put(weights + r * PIECE + i, e);
         }
-        Form::prepare(row, weights + r * PIECE, whole);
         out.total[r] = sum(sums);
     }
     for (int64_t d = 0; d < padded; d += P)
