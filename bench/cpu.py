@@ -29,8 +29,8 @@ LOADS: dict[str, dict[str, int]] = {
 }
 HOW = ("Every contender is a process with 2 threads that has loaded the same random weights; it answers one request at a time, "
        "in an order that shifts each round, while the others wait asleep. Rates are medians in tokens a second; a batch counts "
-       "all its rows. The read bandwidth is probed before and after each load, the bound is the mean over the bytes of weights and "
-       "filled cache that a token must read")
+       "all its rows. The read bandwidth is probed before and after each load, the bound is the mean over the bytes of weights "
+       "and filled cache that a token must read")
 
 
 class Contender:

@@ -75,7 +75,8 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
         text = _run(Bound(region, "cpu"), region, {**given, **plain}) if low else exact
         ours = _run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})
         scales = [max(float(e.abs().max()), 1e-6) for e in exact]
-        errors = [max((_apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0) for side in (ours, text)]
+        errors = [max((_apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0)
+                  for side in (ours, text)]
         limit = FLOAT32 if not low else 2 * errors[1] + torch.finfo(torch.bfloat16).eps
         limit += QUANTISED if quantised else 0.0
         if not errors[0] <= limit:

@@ -185,7 +185,10 @@ def _threads(asked: int | None) -> int:
 
 
 def _kept(artifact: Artifact, program: Program) -> dict[str, Keep]:
-    """How the weights are kept, which must be how this version would keep them. Raises DamagedArtifact, IncompatibleArtifact."""
+    """How the weights are kept, which must be how this version would keep them.
+
+    Raises DamagedArtifact, IncompatibleArtifact.
+    """
     said, quant = kept_of(artifact.json("program.json")), artifact.manifest.get("quant")
     if quant not in (None, *QUANTS):
         raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)

@@ -29,8 +29,8 @@ class Whole:
         for region in program.regions.values():
             for name, role, spec in region.inputs:
                 if role == "cache" and spec.shape[2:] != (dims["kv_heads"], dims["head_dim"]):
-                    raise DamagedArtifact("a region's cache is not the model's", field=f"{region.name}: {name}", found=spec.text(),
-                                          expected=f"{dims['kv_heads']} heads of {dims['head_dim']}")
+                    raise DamagedArtifact("a region's cache is not the model's", field=f"{region.name}: {name}",
+                                          expected=f"{dims['kv_heads']} heads of {dims['head_dim']}", found=spec.text())
         self.cache = Cache(dims["layers"], bounds["max_batch"], bounds["max_len"], dims["kv_heads"], dims["head_dim"],
                            getattr(torch, manifest["dtype"]))
         self.vocabulary = flat.widths[flat.values[program.logits]]

@@ -124,7 +124,7 @@ def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: in
 
 
 def aot(dtype: str = "float32") -> Made:
-    """The one model that the default suite compiles to native code: a dense and a routed layer."""
+    """The one model that the default suite compiles with AOTInductor: a dense and a routed layer."""
     return made("glm4_moe", dtype, target="cpu:aoti", max_batch=2, num_hidden_layers=2)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import glmc
-from glmc import knobs, machine
+from glmc import knobs, machine, native
 from glmc.cli import arguments, show
-from glmc.errors import UsageError
+from glmc.errors import UnsupportedTarget, UsageError
 from glmc.target import TARGETS, Target
 
 _PACKAGES = ("torch", "transformers", "triton", "safetensors", "tokenizers")
@@ -23,13 +23,13 @@ _PACKAGES = ("torch", "transformers", "triton", "safetensors", "tokenizers")
 def doctor(json: arguments.Json = False) -> None:
     """Say what this machine can compile for and run, and why not."""
     packages = {name: _version(name) for name in _PACKAGES}
-    compiler = _compiler()
+    compiler, library = _compiler(), _library()
     report = {
         "glmc": glmc.__version__, "python": platform.python_version(), "system": platform.platform(),
-        "packages": packages, "compiler": compiler,
+        "packages": packages, "compiler": compiler, "native": library,
         "cpu": {"arch": platform.machine(), "flags": machine.cpu_flags(), "threads": _threads()},
         "memory": _memory(), "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
-        "targets": {t.name: {"compiles": (why := _why_not(t, packages, compiler)) is None, "why_not": why}
+        "targets": {t.name: {"compiles": (why := _why_not(t, packages, compiler, library)) is None, "why_not": why}
                     for t in TARGETS.values()},
         "knobs": {name: _knob(name) for name in knobs.KNOBS if os.environ.get(name)},
     }
@@ -57,6 +57,14 @@ def _compiler() -> dict[str, str | None]:
     return {"name": asked, "path": path, "version": (done.stdout.splitlines() or [""])[0], "fault": None}
 
 
+def _library() -> dict[str, Any]:
+    """The builds of the native library that are installed, the one that this CPU gets, or why it gets none."""
+    try:
+        return {"built": list(native.built()), "used": native.variant(), "fault": None}
+    except UnsupportedTarget as fault:
+        return {"built": list(native.built()), "used": None, "fault": fault.what}
+
+
 def _threads() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -78,7 +86,8 @@ def _memory() -> dict[str, int | None]:
     return {"total_bytes": sizes.get("MemTotal"), "available_bytes": sizes.get("MemAvailable")}
 
 
-def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str, str | None]) -> str | None:
+def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str, str | None],
+             library: dict[str, Any]) -> str | None:
     """The reason why this machine cannot compile for `target`, or None when it can."""
     if target.missing:
         return target.missing
@@ -87,7 +96,7 @@ def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str
         return f"not installed: {', '.join(lacking)}"
     if target.gpu is not None and packages["triton"] is None:
         return "not installed: triton"
-    return compiler["fault"] if target.engine == "aoti" else None
+    return {"aoti": compiler["fault"], "native": library["fault"]}.get(target.engine)
 
 
 def _knob(name: str) -> str:
@@ -103,12 +112,13 @@ def _print(report: dict[str, Any]) -> None:
     def size(count: int | None) -> str:
         return "unknown" if count is None else show.bytes_text(count)
 
-    compiler, cpu, memory = report["compiler"], report["cpu"], report["memory"]
+    compiler, cpu, memory, library = report["compiler"], report["cpu"], report["memory"], report["native"]
     screen = show.console()
     screen.print(show.facts("machine", {
         "glmc": report["glmc"], "python": report["python"], "system": report["system"],
         **{name: version or "not installed" for name, version in report["packages"].items()},
         "C++ compiler": compiler["fault"] or f"{compiler['path']}: {compiler['version']}",
+        "native library": library["fault"] or f"{library['used']}, of {', '.join(library['built'])}",
         "CPU": f"{cpu['arch']}, {cpu['threads']} threads, {', '.join(cpu['flags']) or 'no known instruction sets'}",
         "memory": f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available",
         "disk": f"{size(report['disk_free_bytes'])} free in this folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -25,7 +26,8 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
             return
         show.console().print(
             _summary(opened), show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
-            _regions(program), *_kernels(opened), *show.ledger(ledger["ledger"]), proofs_table(proofs["proofs"]))
+            _regions(program), *_kernels(opened), *_forms(opened, proofs), *show.ledger(ledger["ledger"]),
+            proofs_table(proofs["proofs"]))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DamagedArtifact("a file of the artefact lacks a field, or holds another type", file=opened.folder,
                               found=f"{type(error).__name__}: {error}") from error
@@ -44,6 +46,23 @@ def _kernels(opened: Artifact) -> list[Table]:
     lines = [(k["name"], k["warps"], k["registers"], k["shared_bytes"], k["spilled_bytes"]) for k in built]
     return [show.rows(f"kernels built ahead with triton {', '.join(sorted({k['triton'] for k in built}))}; the rest is torch's",
                       ("kernel", "warps", "registers", "shared bytes", "spilled bytes"), lines)]
+
+
+def _forms(opened: Artifact, proofs: dict[str, Any]) -> list[Table]:
+    """How weights are kept for the native library, and how far each region is off there; none for other engines."""
+    if opened.manifest["engine"] != "native":
+        return []
+    kept = opened.json("program.json")["native"]["weights"]
+    counts = Counter(one["form"] for one in kept.values())
+    elements: Counter[str] = Counter()
+    for one in kept.values():
+        elements[one["form"]] += math.prod(one["sizes"])
+    return [show.rows("weights, as the native library keeps them", ("form", "weights", "elements"),
+                      [(form, counts[form], elements[form]) for form in sorted(counts)]),
+            show.rows("native code of each region, against its text in float32",
+                      ("region", "worst error", "of the text in its own dtype", "limit", "note"),
+                      [(p["region"], p["native_error"], p["text_error"], p["limit"], p["note"] or "")
+                       for p in proofs["native"]])]
 
 
 def proofs_table(proofs: list[dict[str, Any]]) -> Table:
@@ -82,12 +101,12 @@ def _summary(opened: Artifact) -> Table:
         "digest": manifest["digest"],
         "family": manifest["family"],
         "dims": ", ".join(f"{k} {v}" for k, v in manifest["dims"].items() if k != "model_type"),
-        "dtype": manifest["dtype"],
+        "dtype": manifest["dtype"] + (f", weights {quant}" if (quant := manifest.get("quant")) else ""),
         "bounds": f"{bounds['max_batch']} rows of at most {bounds['max_len']} tokens",
         "target": f"{manifest['target']}, engine {manifest['engine']}",
         "made with": f"glmc {manifest['glmc']}, torch {manifest['torch']}, format {manifest['format_version']}",
         "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
-                    else manifest["target"],
+                    else "any CPU" if manifest["engine"] == "native" else manifest["target"],
         "source": manifest["source"],
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values())),
     })

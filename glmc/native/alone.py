@@ -42,7 +42,8 @@ def alone_with(region: Region, kept: dict[str, Keep]) -> Callable[[list[torch.Te
     return call
 
 
-def _result(spec: Spec, executor: Executor, reg: int | None, given: dict[str, torch.Tensor], batch: int, tokens: int) -> torch.Tensor:
+def _result(spec: Spec, executor: Executor, reg: int | None, given: dict[str, torch.Tensor], batch: int, tokens: int,
+            ) -> torch.Tensor:
     if reg is None:  # the mask, which native attention does without
         return given["slots"] <= given["positions"].reshape(batch, 1, tokens, 1)
     return executor.rows(reg, batch * tokens).reshape(batch, tokens, -1).to(getattr(torch, spec.dtype))

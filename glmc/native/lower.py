@@ -115,8 +115,8 @@ def _rope_table(lower: Lowerer, name: str, positions: Any, frequencies: Any, *, 
 def _rms_norm(lower: Lowerer, name: str, x: Any, weight: Any = None, *, eps: float) -> Any:
     rows = lower.rows(x)
     out = lower.new(rows.width)
-    lower.call("rms_norm", [rows.width, Stride(rows.reg), Stride(out.reg)], [rows, lower.vector(weight, rows.width), out], [eps],
-               (out.reg,))
+    lower.call("rms_norm", [rows.width, Stride(rows.reg), Stride(out.reg)], [rows, lower.vector(weight, rows.width), out],
+               [eps], (out.reg,))
     return out
 
 

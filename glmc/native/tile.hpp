@@ -17,10 +17,7 @@ namespace glmc {
 
 constexpr int P = 32;  // columns of a panel
 constexpr int G = 32;  // inputs that share a scale
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
-constexpr int ahead = AHEAD;  // bytes of a panel that are asked for before they are needed
+constexpr int AHEAD = 4096;  // bytes of a panel that are asked for before they are needed
 
 // A function that keeps its sums in registers: inlined among other work the compiler would keep them in memory.
 #define APART __attribute__((noinline))
@@ -49,14 +46,14 @@ inline void multiply(const uint16_t* const* a, int count, const uint16_t* b, int
         }
     };
     int k = 0;
-    for (; k + 2 <= count; k += 2, b += 2 * along) {
-        __builtin_prefetch((const char*)b + ahead);
-        __builtin_prefetch((const char*)b + ahead + 64);
-        step(k, b, acc);
-        __builtin_prefetch((const char*)(b + along) + ahead);
-        __builtin_prefetch((const char*)(b + along) + ahead + 64);
-        step(k + 1, b + along, acc);
-    }
+    if constexpr (M > 4)  // with few rows the hardware is ahead by itself
+        for (; k + 2 <= count; k += 2, b += 2 * along) {
+            for (int i = 0; i < 2; i++) {
+                __builtin_prefetch((const char*)(b + i * along) + AHEAD);
+                __builtin_prefetch((const char*)(b + i * along) + AHEAD + 64);
+                step(k + i, b + i * along, acc);
+            }
+        }
     for (; k < count; k++, b += along) step(k, b, acc);
 }
 
@@ -156,15 +153,11 @@ struct Quantised {
         const int32_t* bytes[M];
         for (int m = 0; m < M; m++) bytes[m] = (const int32_t*)(a[m] + 8 * n);
         for (int g = 0; g < n; g++, panel += step) {
-            __builtin_prefetch(panel + ahead);
-            if constexpr (BITS == 8) __builtin_prefetch(panel + ahead + step - 64);
             const char* data = panel + 2 * P;
             vi acc[M][2];
             for (int m = 0; m < M; m++) acc[m][0] = acc[m][1] = seti(((const int32_t*)a[m])[n + g]);
             if constexpr (BITS == 8) {
                 for (int q = 0; q < 8; q++, data += 4 * P) {
-                    __builtin_prefetch(data + ahead);
-                    __builtin_prefetch(data + ahead + 64);
                     vi w0 = load<vi>(data), w1 = load<vi>(data + 64);
                     for (int m = 0; m < M; m++) {
                         vi x = seti(bytes[m][8 * g + q]);
@@ -174,8 +167,6 @@ struct Quantised {
                 }
             } else {
                 for (int q = 0; q < 8; q += 2, data += 4 * P) {
-                    __builtin_prefetch(data + ahead);
-                    __builtin_prefetch(data + ahead + 64);
                     vi w0 = load<vi>(data), w1 = load<vi>(data + 64);
                     for (int m = 0; m < M; m++) {
                         vi x = seti(bytes[m][8 * g + q]), z = seti(bytes[m][8 * g + q + 1]);
@@ -220,9 +211,11 @@ inline void rows_of_tile(const char* const* a, int rows, const char* panel, int 
 }
 template <class Form, class F>
 inline void panel_times_rows(const char* const* a, int rows, const char* panel, int k, F done) {
-    for (int at = 0; at < rows; at += Form::most)
-        rows_of_tile<Form, Form::most>(a + at, rows - at < Form::most ? rows - at : Form::most, panel, k,
-                                       [&](int m, vf low, vf high) { done(at + m, low, high); });
+    for (int at = 0, left = (rows + Form::most - 1) / Form::most; left > 0; left--) {  // tiles of nearly equal size
+        int count = (rows - at + left - 1) / left;
+        rows_of_tile<Form, Form::most>(a + at, count, panel, k, [&](int m, vf low, vf high) { done(at + m, low, high); });
+        at += count;
+    }
 }
 
 }  // namespace glmc

@@ -130,24 +130,29 @@ inline vi dot4(vi acc, vi w, vi x) {
 #endif
 }
 
-// e to the x, to two units in the last place; 0 below -87, and x is taken as 88 above that. NaN stays NaN.
-inline vf vexp(vf given) {
-    vf x = vmin(given, set(88.0f));
-    vi under = x < -87.0f;
-    x = vmax(x, set(-87.0f));
-    const float magic = 12582912.0f;
-    vf n = x * 1.44269504f + magic;
-    vi e = (vi)n << 23;
+// e to the x, to two units in the last place; 0 far below. NaN stays NaN, and what overflows is large or infinite.
+inline vf vexp(vf x) {
+    constexpr float high = 0.693359375f, low = -2.12194440e-4f;  // their sum is the logarithm of 2
+    auto series = [](vf r) {
+        vf p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        return p * r * r + r + 1.0f;
+    };
+#if defined(__AVX512F__)
+    x = (vf)_mm512_max_ps(_mm512_set1_ps(-110.0f), (__m512)x);  // of a NaN the second is taken
+    vf n = (vf)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
+    return (vf)_mm512_scalef_ps((__m512)series((x - n * high) - n * low), (__m512)n);
+#else
+    const float magic = 12582912.0f;  // adding it rounds to a whole number
+    vf within = vmax(vmin(x, set(88.0f)), set(-87.0f)), n = within * 1.44269504f + magic;
+    vi exponent = (vi)n << 23;
     n -= magic;
-    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vf p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    vf y = (vf)((vi)p + e);
-    return select(given == given, select(under, vf{}, y), given);
+    vf y = (vf)((vi)series((within - n * high) - n * low) + exponent);
+    return select(x == x, select(x < -87.0f, vf{}, y), x);
+#endif
 }
 
 inline vf silu(vf x) { return x / (1.0f + vexp(-x)); }

@@ -54,13 +54,22 @@ def test_doctor(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     report = json.loads(call("doctor", "--json").stdout)
     assert "not a whole number" in report["knobs"]["GLMC_FUEL"]
-    assert "no-such-compiler" in report["targets"]["cpu"]["why_not"]
+    assert "no-such-compiler" in report["targets"]["cpu:aoti"]["why_not"]
+    assert report["targets"]["cpu"] == {"compiles": True, "why_not": None}
+    assert report["native"]["used"] in report["native"]["built"]
     assert report["targets"]["fx"] == {"compiles": True, "why_not": None}
     assert report["targets"]["cuda:sm_90"] == {"compiles": True, "why_not": None}
     assert not report["targets"]["onnx"]["compiles"]
     done = call("doctor")
     assert done.exit_code == 0
     assert "no-such-compiler" in done.stdout
+
+
+def test_doctor_says_why_there_is_no_native_library(monkeypatch):
+    monkeypatch.setenv("GLMC_ISA", "avx1024")
+    report = json.loads(call("doctor", "--json").stdout)
+    assert report["native"]["used"] is None
+    assert report["targets"]["cpu"]["why_not"] == report["native"]["fault"]
 
 
 def test_text_for_a_terminal_cannot_steer_it():

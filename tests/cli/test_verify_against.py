@@ -90,9 +90,22 @@ def test_an_equal_artefact_of_a_variant_agrees(variant):
     assert told(made.out, made.checkpoint, 0)["first"] is None
 
 
-def test_native_code_agrees():
+def test_what_aoti_compiled_agrees():
     made = models.aot()
     assert told(made.out, made.checkpoint, 0)["first"] is None
+
+
+@pytest.mark.parametrize(("variant", "dtype"), [("glm4_moe", "float32"), ("glm4", "bfloat16"), ("glm-tied-no-bias", "float32")])
+def test_the_native_library_agrees(variant, dtype):
+    made = models.made(variant, dtype, target="cpu")
+    assert told(made.out, made.checkpoint, 0)["first"] is None
+
+
+def test_a_quantised_artefact_does_not_agree_and_says_where(tmp_path):
+    _, _, checkpoint = models.published("glm4")
+    glmc.compile(checkpoint, tmp_path / "small.glmc", quant="int4", max_len=40)
+    answer = told(tmp_path / "small.glmc", checkpoint, 7)
+    assert answer["first"].startswith("model.layers.0.self_attn")
 
 
 def test_nearly_equal_experts_are_no_divergence():

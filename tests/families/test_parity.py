@@ -14,9 +14,10 @@ NEW = 64
 LENGTHS = (1, 2, 5, 16)
 
 
-@pytest.fixture(params=models.VARIANTS)
+@pytest.fixture(params=[(target, variant) for target in ("fx", "cpu") for variant in models.VARIANTS], ids="-".join)
 def made(request):
-    return models.made(request.param)
+    target, variant = request.param
+    return models.made(variant, target=target)
 
 
 def close(made, ids, tolerance=1e-4):
@@ -92,18 +93,19 @@ def half_as_good_at_worst(made):
     assert ours[1] <= 2 * theirs[1]
 
 
+@pytest.mark.parametrize("target", ["fx", "cpu"])
 @pytest.mark.parametrize("family", families.compiled())
-def test_bfloat16_is_as_near_to_float64_as_transformers_is(family):
-    half_as_good_at_worst(models.made(family, "bfloat16"))
+def test_bfloat16_is_as_near_to_float64_as_transformers_is(family, target):
+    half_as_good_at_worst(models.made(family, "bfloat16", target=target))
 
 
-def test_native_code_logits():
+def test_aoti_logits():
     made = models.aot()
     for ids in models.prompts(131, 1, 2, 17, models.MAX_LEN):
         close(made, ids)
 
 
-def test_native_code_tokens():
+def test_aoti_tokens():
     made = models.aot()
     rows = models.prompts(131, *LENGTHS)
     expected = [models.greedy(made.reference, ids, NEW) for ids in rows]
@@ -111,7 +113,7 @@ def test_native_code_tokens():
     assert [a.token_ids for a in made.session.generate_batch(rows[2:], max_new_tokens=NEW)] == expected[2:]
 
 
-def test_native_code_chunks():
+def test_aoti_chunks():
     made = models.aot()
     (ids,) = models.prompts(131, 17)
     whole = made.session.extend(0, ids, 0, every_row=True).clone()
@@ -123,5 +125,5 @@ def test_native_code_chunks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", families.compiled())
-def test_native_code_in_bfloat16_is_as_near_to_float64_as_transformers_is(family):
-    half_as_good_at_worst(models.made(family, "bfloat16", target="cpu", max_batch=1))
+def test_aoti_in_bfloat16_is_as_near_to_float64_as_transformers_is(family):
+    half_as_good_at_worst(models.made(family, "bfloat16", target="cpu:aoti", max_batch=1))

@@ -141,7 +141,8 @@ def test_angles_of_large_positions(position):
     frequencies = 10000.0 ** -(torch.arange(24) / 24)
     one = One()
     weight, cos, sin = one.weight(frequencies), one.room(24), one.room(24)
-    found = one.run("rope_table", [24, Stride(cos.reg)], [weight, cos, sin], (0.5,), tokens=2, positions=torch.tensor([position, 3]))
-    angle = (torch.tensor([position, 3]).float().unsqueeze(1) * frequencies).double()
+    positions = torch.tensor([position, 3])
+    found = one.run("rope_table", [24, Stride(cos.reg)], [weight, cos, sin], (0.5,), tokens=2, positions=positions)
+    angle = (positions.float().unsqueeze(1) * frequencies).double()
     assert (found[cos.reg] - angle.cos() / 2).abs().max() < 1e-7
     assert (found[sin.reg] - angle.sin() / 2).abs().max() < 1e-7
