@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,17 +36,22 @@ def rows_of(folder: Path, length: int, count: int) -> list[list[int]]:
     return held_out_rows(PreTrainedTokenizerFast.from_pretrained(folder), split_held_out(read_chapters())[1], length)[:count]
 
 
-def nats(logits_of: Any, rows: list[list[int]]) -> float:
-    """Mean cross entropy a token."""
+def nats(logits_of: Any, rows: list[list[int]]) -> list[float]:
+    """Cross entropy of each row's tokens but the first, summed."""
     import torch
     from torch.nn import functional
 
-    total = sum(float(functional.cross_entropy(logits_of(torch.tensor([row[:-1]]))[0].float(), torch.tensor(row[1:]),
-                                               reduction="sum")) for row in rows)
-    return total / sum(len(row) - 1 for row in rows)
+    return [float(functional.cross_entropy(logits_of(torch.tensor([row[:-1]]))[0].float(), torch.tensor(row[1:]),
+                                           reduction="sum")) for row in rows]
 
 
-def published(folder: Path, rows: list[list[int]]) -> float:
+def increase(found: list[float], base: list[float], length: int) -> tuple[float, float]:
+    """By how many percent perplexity is greater, and the standard error of that, from the rows' differences."""
+    gaps = [(a - b) / length for a, b in zip(found, base, strict=True)]
+    return 100 * math.expm1(statistics.fmean(gaps)), 100 * statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+def published(folder: Path, rows: list[list[int]]) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -86,8 +92,8 @@ def errors(folder: Path, artifact: Path, bits: int) -> dict[str, dict[str, float
             for kind, (a, b, c) in sums.items()}
 
 
-def llama(python: str, folder: Path, scratch: Path, rows: list[list[int]]) -> dict[str, float]:
-    """GGUF type -> nats a token by llama.cpp."""
+def llama(python: str, folder: Path, scratch: Path, rows: list[list[int]]) -> dict[str, list[float]]:
+    """GGUF type -> nats of each row by llama.cpp."""
     peers, types = ROOT / "bench" / "peers", ("bf16", "Q8_0", "Q4_0", "Q4_0-pure")
     (scratch / "rows.json").write_text(json.dumps(rows))
     subprocess.run([python, str(peers / "gguf_files.py"), str(folder), str(scratch / "gguf"), "--types", ",".join(types)],
@@ -96,15 +102,21 @@ def llama(python: str, folder: Path, scratch: Path, rows: list[list[int]]) -> di
     for kind in types:
         made = subprocess.run([python, str(peers / "perplexity_llama.py"), str(scratch / "gguf" / f"{kind}.gguf"),
                                str(scratch / "rows.json")], check=True, capture_output=True, text=True)
-        found[kind] = json.loads(made.stdout.splitlines()[-1])["nats_per_token"]
+        found[kind] = json.loads(made.stdout.splitlines()[-1])["nats"]
     return found
+
+
+def _signed(found: list[float], other: list[float], length: int) -> tuple[float, str]:
+    """The difference in percent, and as its unit the standard error."""
+    value, sure = increase(found, other, length)
+    return value, f"% (standard error {sure:.4f})"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--checkpoint", type=Path, default=ROOT / "examples" / "tiny-glm4-moe")
     options.add_argument("--length", type=int, default=256)
-    options.add_argument("--rows", type=int, default=96)
+    options.add_argument("--rows", type=int, default=1000)
     options.add_argument("--out", type=Path, default=default_out("quality"))
     given = options.parse_args()
     import glmc
@@ -121,16 +133,19 @@ def main() -> None:
             found[quant] = nats(glmc.load(out).logits, rows)
         python = os.environ.get("GLMC_LLAMA")
         theirs = llama(python, given.checkpoint, scratch, rows) if python else {}
-        report.add("published, float32", math.exp(exact), "perplexity")
+        report.add("published, float32", math.exp(sum(exact) / len(rows) / given.length), "perplexity")
         for quant, peer in (("none", "bf16"), ("int8", "Q8_0"), ("int4", "Q4_0")):
-            ours = 100 * math.expm1(found[quant] - exact)
-            bar = round(100 * math.expm1(theirs[peer] - exact), 4) if theirs else None
+            ours, sure = increase(found[quant], exact, given.length)
+            bar = round(increase(theirs[peer], exact, given.length)[0], 4) if theirs else None
             report.add(f"glmc {quant}: increase", ours, "%", bar, "lower")
+            report.add(f"glmc {quant}: standard error of the increase", sure, "%")
+            if theirs:
+                report.add(f"glmc {quant} over llama.cpp {peer}: difference", *_signed(found[quant], theirs[peer], given.length))
         for kind, value in theirs.items():
-            report.add(f"llama.cpp {kind}: increase", 100 * math.expm1(value - exact), "%")
+            report.add(f"llama.cpp {kind}: increase", increase(value, exact, given.length)[0], "%")
         for quant, bits in (("int8", 8), ("int4", 4)):
             details[quant] = errors(scratch / "none.glmc", scratch / f"{quant}.glmc", bits)
-    details |= {"nats": {"published": exact, **found}, "llama.cpp": theirs or "not measured: GLMC_LLAMA is not set",
+    details |= {"nats of rows": {"published": exact, **found}, "llama.cpp": theirs or "not measured: GLMC_LLAMA is not set",
                 "tokens": sum(len(row) - 1 for row in rows)}
     report.finish(HOW, details)
 

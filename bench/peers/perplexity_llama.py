@@ -1,8 +1,8 @@
-"""Mean negative log likelihood of rows of tokens under a GGUF file, by llama.cpp.
+"""Negative log likelihood of rows of tokens under a GGUF file, by llama.cpp.
 
     PYTHON bench/peers/perplexity_llama.py MODEL.gguf ROWS.json
 
-ROWS.json: lists of ids, one sequence each. Prints {"nats_per_token": x}.
+ROWS.json: lists of ids, one sequence each. Prints {"nats": [the sum over each row's tokens but the first]}.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def nll(model: Llama, row: list[int]) -> float:
 
 def main() -> None:
     model, rows = Llama(Path(sys.argv[1]), 2, "auto"), json.loads(Path(sys.argv[2]).read_text())
-    print(json.dumps({"nats_per_token": sum(nll(model, row) for row in rows) / sum(len(row) - 1 for row in rows)}))
+    print(json.dumps({"nats": [nll(model, row) for row in rows]}))
 
 
 if __name__ == "__main__":

@@ -220,6 +220,9 @@ def _attention(lower: Lowerer, name: str, q: Any, keys: Any, values: Any, mask: 
 def _moe_route(lower: Lowerer, name: str, logits: Any, correction: Any, *, groups: int, kept: int, top: int, normalise: bool,
                scale: float) -> Any:
     rows = lower.rows(logits)
+    router = next((c for c in lower.calls if c.kernel == "linear" and c.writes == (rows.reg,)), None)
+    if router is not None:  # choices are made in float32, whatever the model's dtype
+        lower.needs[router.p[1].name] = Need("matrix", wide=True)
     lower.equal([rows.width % groups, kept <= groups, top <= rows.width], [0, True, True])
     weights, experts = lower.new(top), lower.new(top)
     lower.call("moe_route", [rows.width, groups, kept, top, int(normalise), Stride(rows.reg), Stride(weights.reg)],
