@@ -1,8 +1,8 @@
 """What quantising costs: perplexity of the example model on text it has not seen, and the error of each kind of matrix.
 
-    GLMC_LLAMA=LLAMA_ENVIRONMENT/bin/python python bench/quality.py
+    LLAMA_PYTHON=LLAMA_ENVIRONMENT/bin/python python bench/quality.py
 
-With GLMC_LLAMA the same checkpoint is made into GGUF files and read by llama.cpp on the same text (see peers/README.md).
+With LLAMA_PYTHON the same checkpoint is made into GGUF files and read by llama.cpp on the same text (see peers/README.md).
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def main() -> None:
             out = scratch / f"{quant}.glmc"
             glmc.compile(given.checkpoint, out, quant=quant, max_len=given.length)
             found[quant] = nats(glmc.load(out).logits, rows)
-        python = os.environ.get("GLMC_LLAMA")
+        python = os.environ.get("LLAMA_PYTHON")
         theirs = llama(python, given.checkpoint, scratch, rows) if python else {}
         report.add("published, float32", math.exp(sum(exact) / len(rows) / given.length), "perplexity")
         for quant, peer in (("none", "bf16"), ("int8", "Q8_0"), ("int4", "Q4_0")):
@@ -140,12 +140,13 @@ def main() -> None:
             report.add(f"glmc {quant}: increase", ours, "%", bar, "lower")
             report.add(f"glmc {quant}: standard error of the increase", sure, "%")
             if theirs:
-                report.add(f"glmc {quant} over llama.cpp {peer}: difference", *_signed(found[quant], theirs[peer], given.length))
+                report.add(f"glmc {quant} over llama.cpp {peer}: difference",
+                           *_signed(found[quant], theirs[peer], given.length))
         for kind, value in theirs.items():
             report.add(f"llama.cpp {kind}: increase", increase(value, exact, given.length)[0], "%")
         for quant, bits in (("int8", 8), ("int4", 4)):
             details[quant] = errors(scratch / "none.glmc", scratch / f"{quant}.glmc", bits)
-    details |= {"nats of rows": {"published": exact, **found}, "llama.cpp": theirs or "not measured: GLMC_LLAMA is not set",
+    details |= {"nats of rows": {"published": exact, **found}, "llama.cpp": theirs or "not measured: LLAMA_PYTHON is not set",
                 "tokens": sum(len(row) - 1 for row in rows)}
     report.finish(HOW, details)
 
