@@ -14,7 +14,7 @@ from measure import interleave, summary
 from report import Report, default_out
 
 BAR = 1.2
-HOW = ("glm4 of one width and two depths with random weights, target cpu; each compilation in a fresh process "
+HOW = ("glm4 of one width and two depths with random weights, target cpu:aoti; each compilation in a fresh process "
        "without GLMC_CACHE and with an empty Inductor cache, depths taking turns; `regions` is the time between the "
        "first and the last report of the stage `compile regions`; ratios are of medians")
 
@@ -41,7 +41,7 @@ def main() -> None:
 
         def compile_at(depth: int) -> float:
             out = folders[depth] / f"{len(runs[depth])}.glmc"
-            made, _ = in_fresh_process(folders[depth] / "checkpoint", out, cached=False)
+            made, _ = in_fresh_process(folders[depth] / "checkpoint", out, "cpu:aoti", cached=False)
             runs[depth].append(made)
             return made["stages"]["compile regions"]
 

@@ -23,7 +23,8 @@ SHAPES = {"qkv 1280 x 1024": (1280, 1024), "gate and up 6848 x 1024": (6848, 102
 ROWS = (1, 8, 256)
 CACHED = 96 << 20
 HOW = ("bfloat16 activations; two threads; medians of --rounds rounds in which contenders take turns; each round goes once "
-       "through copies of the matrix that together exceed the caches; microseconds a product. Ours includes rounding the activations")
+       "through copies of the matrix that together exceed the caches; microseconds a product. Ours includes rounding the "
+       "activations")
 
 
 def native(matrix: Any, form: str, rows: int, copies: int) -> Callable[[], None]:

@@ -75,6 +75,7 @@ def llama_form(matrix: Any, bits: int) -> Any:
 def errors(folder: Path, artifact: Path, bits: int) -> dict[str, dict[str, float]]:
     """Kind of matrix -> relative error of what we keep, and of llama.cpp's form at the same width."""
     import glmc
+    from glmc.native import panels
     from glmc.native.keep import kept_of
 
     plain, quantised = glmc.load(folder), glmc.load(artifact)
@@ -83,7 +84,8 @@ def errors(folder: Path, artifact: Path, bits: int) -> dict[str, dict[str, float
     for name, keep in second.items():
         if keep.form not in ("Q8", "Q4"):
             continue
-        exact, found = first[name].plain(plain.weights[name]).float(), keep.plain(quantised.weights[name]).float()
+        exact = first[name].plain(plain.weights[name]).float()
+        found = panels.unpack(quantised.weights[name], keep.form, keep.sizes, keep.halves)
         kind = re.sub(r"^.*layers\.\d+\.", "", name) + f" ({keep.form})"
         theirs = llama_form(exact, 8 if keep.form == "Q8" else bits)
         for i, value in enumerate((found - exact, theirs - exact, exact)):

@@ -18,6 +18,7 @@ import torch
 from glmc.errors import NumericError
 from glmc.native import panels
 from glmc.native.alone import alone_with
+from glmc.native.compose import whole
 from glmc.native.keep import Keep
 from glmc.native.lower import lowered
 from glmc.program import Program, Region, Spec
@@ -45,7 +46,8 @@ class RegionProof:
 
 @torch.no_grad()
 def prove_native(program: Program, keeps: dict[str, Keep]) -> list[RegionProof]:
-    """Prove each distinct region. Raises NumericError."""
+    """Prove each distinct region, and that all of them make one list of calls. Raises NumericError, InternalError."""
+    whole(program)
     found: dict[str, RegionProof] = {}
     for step in program.steps:
         if step.region not in found:

@@ -56,9 +56,9 @@ class Model:
         self.kept = _kept(artifact, program) if manifest["engine"] == "native" else {}
         self.program = program
         with ThreadPoolExecutor(1) as beside:
-            code = beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
+            code = None if self.kept else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
             self.weights = {name: tensor.to(self.device.torch) for name, tensor in artifact.load_weights(self.threads).items()}
-            self.calls = code.result()
+            self.calls = code and code.result()
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self.by_region() if manifest["engine"] != "native" else self._whole()
         self._holder = 0
@@ -68,7 +68,8 @@ class Model:
 
     def by_region(self) -> ByRegion:
         """The program as regions that run one by one, with a cache of their own."""
-        return ByRegion(self.artifact, self.program, self.weights, self.calls, self.device, self.kept)
+        calls = self.calls or open_code(self.artifact, self.program, self.max_batch, self.device)
+        return ByRegion(self.artifact, self.program, self.weights, calls, self.device, self.kept)
 
     def _whole(self) -> Whole:
         check_weights(self.program, self.weights, self.kept)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from glmc import native
-from glmc.errors import InternalError, StorageError
+from glmc.errors import InternalError, StorageError, UsageError
 from glmc.native.calls import Call, Form, Layout, Rows, State, Stride, Weight
 from glmc.native.keep import Keep
 
@@ -96,6 +98,7 @@ class Executor:
         program = (native.Instruction * len(items))()
         for made, item in zip(program, items, strict=True):
             self._bind(made, item, weights, kept, cache)
+        self._process, self._turn = os.getpid(), threading.Lock()
         self._opened = self._library.glmc_open(program, len(items), tokens, threads)
         if not self._opened:
             raise StorageError("there is no memory for a step", expected=f"steps of {tokens} tokens on {threads} threads")
@@ -149,11 +152,16 @@ class Executor:
             logits: torch.Tensor | None) -> None:
         """One step. ids, positions, sequences int64 [tokens]; which int64 [wanted], in order; logits float32 [wanted, V].
 
-        Nothing is checked here: ids must be below the vocabulary, positions and sequences inside the cache.
+        Ids, positions and sequences are not checked here: they must lie inside the vocabulary and the cache. Calls from several
+        threads take turns. Raises UsageError in a forked process, which does not have the library's threads.
         """
+        if os.getpid() != self._process:
+            raise UsageError("the model was loaded before this process was forked", field="process",
+                             hint="load it in the process that uses it")
         step = native.Step(len(ids), ids.data_ptr(), positions.data_ptr(), sequences.data_ptr(), len(which), which.data_ptr(),
                            None if logits is None else logits.data_ptr())
-        self._library.glmc_run(self._opened, ctypes.byref(step))
+        with self._turn:
+            self._library.glmc_run(self._opened, ctypes.byref(step))
 
     def profile(self) -> torch.Tensor:
         """float64 [items]: from now on the seconds of each item, added up over the steps."""
@@ -162,7 +170,7 @@ class Executor:
         return self._seconds
 
     def __del__(self) -> None:
-        if opened := getattr(self, "_opened", None):
+        if (opened := getattr(self, "_opened", None)) and os.getpid() == self._process:
             self._library.glmc_close(opened)
 
 
@@ -171,7 +179,7 @@ def _places(items: Sequence[Item], strides: Mapping[int, int], pinned: Sequence[
     lives: dict[int, list[int]] = {reg: [0, len(items)] for reg in pinned}
     for number, item in enumerate(items):
         for operand in item.call.p:
-            if isinstance(operand, Rows):
+            if isinstance(operand, Rows) and not (item.logits and operand.reg in item.call.writes):
                 life = lives.setdefault(item.registers[operand.reg], [number, number])
                 life[1] = max(life[1], number)
     taken: list[tuple[int, int, int, int]] = []  # begin, end, first, last

@@ -37,7 +37,7 @@ class Pool {
     void run(void (*f)(void*, int), void* argument) {
         task = f;
         given = argument;
-        epoch.fetch_add(1, std::memory_order_release);
+        epoch.fetch_add(1, std::memory_order_seq_cst);  // before the look at who sleeps, as sleepers look the other way round
         if (asleep.load(std::memory_order_seq_cst)) epoch.notify_all();
         f(argument, 0);
         barrier();

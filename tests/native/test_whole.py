@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import models
 import native_calls
@@ -87,6 +89,33 @@ def test_tokens_outside_the_cache_never_reach_the_library(made):
         made.session.advance(torch.tensor([[5]]), torch.tensor([[1200]]))
     with pytest.raises(RequestOutOfBounds, match="cache"):
         made.session.advance(torch.tensor([[5]]), torch.tensor([[-1]]))
+
+
+def test_a_forked_process_is_told(made):
+    """It has none of the library's threads and would wait for them."""
+    def ask(answer):
+        try:
+            made.session.extend(0, [5], 0)
+        except UsageError as fault:
+            answer.put(fault.field)
+
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    child = context.Process(target=ask, args=(answer,))
+    child.start()
+    child.join(20)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive
+    assert answer.get() == "process"
+
+
+def test_threads_that_ask_at_once_take_turns(made):
+    (ids,) = models.prompts(131, 200)
+    expected = [made.session.extend(row, ids[row:], 0) for row in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda row: made.session.extend(row, ids[row:], 0), range(4)))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_artefact_holds_no_native_code(made):
