@@ -13,7 +13,7 @@ from glmc.native.executor import Cache, Executor
 from glmc.native.keep import Keep
 from glmc.program import Program
 
-PIECE = 512
+PIECE = 1024
 """Tokens of a prompt that are run at once: their activations stay near the cores, and memory does not grow with the prompt."""
 
 

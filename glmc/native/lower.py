@@ -122,8 +122,16 @@ def _rms_norm(lower: Lowerer, name: str, x: Any, weight: Any = None, *, eps: flo
 
 @_op("glmc.add_rms_norm")
 def _add_rms_norm(lower: Lowerer, name: str, residual: Any, x: Any, weight: Any, *, eps: float) -> Any:
-    total = _add(lower, name, residual, x)
-    return _rms_norm(lower, name, total, weight, eps=eps), total
+    call = lower.single(lower.rows(x), "linear")
+    if call is not None and call.p[4] is None:  # the product adds the residual
+        total = _add(lower, name, residual, x)
+        return _rms_norm(lower, name, total, weight, eps=eps), total
+    first, second = lower.rows(residual), lower.rows(x)
+    lower.equal(first.width, second.width)
+    total, out = lower.new(first.width), lower.new(first.width)
+    lower.call("add_rms_norm", [out.width, *(Stride(r.reg) for r in (first, second, total, out))],
+               [first, second, lower.vector(weight, out.width), total, out], [eps], (total.reg, out.reg))
+    return out, total
 
 
 @_op("aten.add.Tensor")

@@ -66,6 +66,16 @@ APART void product(const T* const* a, int count, const T* b, int64_t along, int6
     for (int m = 0; m < M; m++) y[m][0] = sums[m][0], y[m][1] = sums[m][1];
 }
 
+// The same sums into rows of memory, `stride` floats apart.
+template <int M, class T>
+APART void product_to(const T* const* a, int count, const T* b, int64_t along, int64_t across, float* out, int64_t stride) {
+    vf sums[M][2] = {};
+    const T* rows[M];
+    for (int m = 0; m < M; m++) rows[m] = a[m];
+    multiply<M>(rows, count, b, along, across, sums);
+    for (int m = 0; m < M; m++) store(out + m * stride, sums[m][0]), store(out + m * stride + W, sums[m][1]);
+}
+
 struct F32 {
     static constexpr int most = 12;  // rows of a tile
     static int64_t row_bytes(int k) { return 4 * int64_t(k); }

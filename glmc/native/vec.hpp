@@ -155,6 +155,29 @@ inline vf vexp(vf x) {
 #endif
 }
 
+// 2 to the x, for x up to 0: the series of 2^r, |r| <= 1/2, to the TERMS-th power; 6 is exact to float32, 4 to 4e-5. NaN stays NaN.
+template <int TERMS>
+inline vf vexp2(vf x) {
+    constexpr float c[] = {1.0f, 0.693147181f, 0.240226507f, 0.0555041087f, 0.00961812911f, 0.00133335581f, 0.000154035304f};
+    auto series = [&](vf r) {
+        vf p = set(c[TERMS]);
+        for (int i = TERMS - 1; i >= 0; i--) p = p * r + c[i];
+        return p;
+    };
+#if defined(__AVX512F__)
+    x = (vf)_mm512_max_ps(_mm512_set1_ps(-160.0f), (__m512)x);  // of a NaN the second is taken
+    vf n = (vf)_mm512_roundscale_ps((__m512)x, 0);
+    return (vf)_mm512_scalef_ps((__m512)series(x - n), (__m512)n);
+#else
+    const float magic = 12582912.0f;
+    vf within = vmax(x, set(-125.0f)), n = within + magic;
+    vi exponent = (vi)n << 23;
+    n -= magic;
+    vf y = (vf)((vi)series(within - n) + exponent);
+    return select(x == x, select(x < -125.0f, vf{}, y), x);
+#endif
+}
+
 inline vf silu(vf x) { return x / (1.0f + vexp(-x)); }
 
 }  // namespace glmc

@@ -11,7 +11,7 @@ namespace glmc {
 
 struct Cache32 {
     typedef float T;
-    static constexpr int pack = 1;
+    static constexpr int pack = 1, terms = 6;  // terms of the weights' series: those that survive the rounding to T
     static void put_key(char* keys, int64_t slot, const float* x, int64_t width) {
         float* to = (float*)keys + slot / P * width * P + slot % P;
         for (int64_t i = 0; i < width; i++) to[i * P] = x[i];
@@ -20,12 +20,14 @@ struct Cache32 {
         std::memcpy((float*)values + slot * ((width + P - 1) / P * P), x, 4 * width);
     }
     static void put(float* y, vf x) { store(y, x); }
-    static void prepare(const float* x, float* y, int64_t n) { std::memcpy(y, x, 4 * n); }
+    static void prepare(const float* x, float* y, int64_t n, float scale) {
+        for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale;
+    }
 };
 
 struct Cache16 {
     typedef uint16_t T;
-    static constexpr int pack = 2;
+    static constexpr int pack = 2, terms = 4;
     static void put_key(char* keys, int64_t slot, const float* x, int64_t width) {
         uint16_t* to = (uint16_t*)keys + slot / P * width * P + slot % P * 2;
         for (int64_t i = 0; i < width; i += 2) to[i * P] = narrow(x[i]), to[i * P + 1] = narrow(x[i + 1]);
@@ -36,10 +38,10 @@ struct Cache16 {
         for (int64_t i = 0; i < width; i++) to[2 * i] = narrow(x[i]);
     }
     static void put(uint16_t* y, vf x) { store(y, narrow(x)); }
-    static void prepare(const float* x, uint16_t* y, int64_t n) {
+    static void prepare(const float* x, uint16_t* y, int64_t n, float scale) {
         int64_t i = 0;
-        for (; i + W <= n; i += W) store(y + i, narrow(load<vf>(x + i)));
-        for (; i < n; i++) y[i] = narrow(x[i]);
+        for (; i + W <= n; i += W) store(y + i, narrow(load<vf>(x + i) * scale));
+        for (; i < n; i++) y[i] = narrow(x[i] * scale);
     }
 };
 

@@ -16,21 +16,18 @@ namespace glmc {
 constexpr int QUERIES = 48;     // query rows (tokens times heads of a group) of one task at most
 constexpr int64_t PIECE = 128;  // slots that are looked at together
 
-// What is known of some query rows after some slots: largest score, sum of weights, weighted values [rows][Dp].
+// What is known of some query rows after some slots: largest score (as a power of 2), sum of weights, weighted values [rows][Dp].
 struct Attended {
     float *top, *total, *values;
     Attended(float* at, int64_t rows) : top(at), total(at + rows), values(at + 2 * rows) {}
     static int64_t floats(int64_t rows, int64_t padded) { return rows * (padded + 2); }
 };
 
-// Rows through the products of a panel, a tile of them after another.
-template <class T, class F>
-inline void tiles(const T* const* a, int rows, int64_t count, const T* b, int64_t along, int64_t across, F done) {
+// Rows through the products of a panel, a tile of them after another, into rows of PIECE or Dp floats.
+template <class T>
+inline void tiles(const T* const* a, int rows, int64_t count, const T* b, int64_t along, int64_t across, float* out, int64_t stride) {
     auto some = [&](auto m, int at) {
-        constexpr int M = decltype(m)::value;
-        vf y[M][2];
-        product<M>(a + at, int(count), b, along, across, y);
-        for (int i = 0; i < M; i++) done(at + i, y[i][0], y[i][1]);
+        product_to<decltype(m)::value>(a + at, int(count), b, along, across, out + at * stride, stride);
     };
     int at = 0;
     for (; at + 12 <= rows; at += 12) some(std::integral_constant<int, 12>{}, at);
@@ -48,10 +45,7 @@ inline void attend(const Instruction& it, const typename Form::T* const* q, cons
     auto* weights = (T*)(scores + QUERIES * PIECE);  // [QUERIES][PIECE]
     const T* w[QUERIES];
     for (int64_t b = 0; b < whole; b += P)
-        tiles(q, rows, width / Form::pack, (const T*)keys + (s + b) * width, Form::pack * P, Form::pack * W, [&](int r, vf low, vf high) {
-            store(scores + r * PIECE + b, low * float(it.f[0]));
-            store(scores + r * PIECE + b + W, high * float(it.f[0]));
-        });
+        tiles(q, rows, width / Form::pack, (const T*)keys + (s + b) * width, Form::pack * P, Form::pack * W, scores + b, PIECE);
     for (int r = 0; r < rows; r++) {
         float* row = scores + r * PIECE;
         w[r] = weights + r * PIECE;
@@ -62,7 +56,7 @@ inline void attend(const Instruction& it, const typename Form::T* const* q, cons
         out.top[r] = largest(tops);
         float top = sees > 0 ? out.top[r] : 0;
         for (int64_t i = 0; i < whole; i += W) {
-            vf e = vexp(load<vf>(row + i) - top);
+            vf e = vexp2<Form::terms>(load<vf>(row + i) - top);
             sums += e;
             Form::put(weights + r * PIECE + i, e);
         }
@@ -70,10 +64,7 @@ inline void attend(const Instruction& it, const typename Form::T* const* q, cons
     }
     for (int64_t d = 0; d < padded; d += P)
         tiles(w, rows, whole / Form::pack, (const T*)values + s * padded + d * Form::pack, Form::pack * padded, Form::pack * W,
-              [&](int r, vf low, vf high) {
-                  store(out.values + r * padded + d, low);
-                  store(out.values + r * padded + d + W, high);
-              });
+              out.values + d, padded);
 }
 
 // What is known after both: `so_far` comes first.
@@ -81,7 +72,7 @@ inline void join(Attended so_far, Attended next, int rows, int64_t padded) {
     for (int r = 0; r < rows; r++) {
         if (next.total[r] == 0) continue;  // it sees none of those slots
         float top = std::max(so_far.top[r], next.top[r]);
-        float kept = std::exp(so_far.top[r] - top), added = std::exp(next.top[r] - top);
+        float kept = std::exp2(so_far.top[r] - top), added = std::exp2(next.top[r] - top);
         so_far.top[r] = top;
         so_far.total[r] = so_far.total[r] * kept + next.total[r] * added;
         for (int64_t i = 0; i < padded; i += W) {
@@ -142,9 +133,10 @@ inline void attention(const Context& c, const Instruction& it) {
             float* y[QUERIES];
             int64_t seen[QUERIES];
             int rows = 0;
+            float scale = float(it.f[0] * 1.4426950408889634);  // scores are powers of 2
             for (int64_t t = first; t <= last; t++)
                 for (int64_t h = from; h < to; h++, rows++) {
-                    Form::prepare((const float*)it.p[0] + t * it.n[3] + h * width, asked + rows * width, width);
+                    Form::prepare((const float*)it.p[0] + t * it.n[3] + h * width, asked + rows * width, width, scale);
                     q[rows] = asked + rows * width;
                     y[rows] = (float*)it.p[3] + t * it.n[4] + h * width;
                     seen[rows] = c.step->positions[t];
