@@ -138,7 +138,8 @@ def main() -> None:
         report.add("published, float32", math.exp(sum(exact) / len(rows) / given.length), "perplexity")
         for quant, peer in (("none", "bf16"), ("int8", "Q8_0"), ("int4", "Q4_0")):
             ours, sure = increase(found[quant], exact, given.length)
-            bar = round(increase(theirs[peer], exact, given.length)[0], 4) if theirs else None
+            judged = theirs and quant != "none"
+            bar = round(increase(theirs[peer], exact, given.length)[0], 4) if judged else None
             report.add(f"glmc {quant}: increase", ours, "%", bar, "lower")
             report.add(f"glmc {quant}: standard error of the increase", sure, "%")
             if theirs:

@@ -46,13 +46,11 @@ inline void multiply(const uint16_t* const* a, int count, const uint16_t* b, int
         }
     };
     int k = 0;
-    if constexpr (M > 4)  // with few rows the hardware is ahead by itself
-        for (; k + 2 <= count; k += 2, b += 2 * along) {
-            for (int i = 0; i < 2; i++) {
-                __builtin_prefetch((const char*)(b + i * along) + AHEAD);
-                __builtin_prefetch((const char*)(b + i * along) + AHEAD + 64);
-                step(k + i, b + i * along, acc);
-            }
+    for (; k + 2 <= count; k += 2, b += 2 * along)
+        for (int i = 0; i < 2; i++) {  // asked for early: the hardware's own reading ahead ends at the end of a small page
+            __builtin_prefetch((const char*)(b + i * along) + AHEAD);
+            __builtin_prefetch((const char*)(b + i * along) + AHEAD + 64);
+            step(k + i, b + i * along, acc);
         }
     for (; k < count; k++, b += along) step(k, b, acc);
 }
