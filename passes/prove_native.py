@@ -85,7 +85,7 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
             raise NumericError("the native code of a region is not the equal of its text", field=region.name,
                                expected=f"at most {limit:.3g} at {sizes}", found=f"{errors[0]:.3g}")
         if errors[0] >= worst.native_error:
-            worst = RegionProof(region.name, *errors, limit, note)
+            worst = RegionProof(region.name, errors[0], errors[1], limit, note)
     return worst
 
 
@@ -134,7 +134,7 @@ def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> tor
 
 
 def _input(name: str, spec: Spec, sizes: dict[str, int], draw: torch.Generator) -> torch.Tensor:
-    shape = [sizes.get(str(s), s) for s in spec.shape]
+    shape = [int(sizes.get(str(s), s)) for s in spec.shape]
     if name == "slots":
         return torch.arange(sizes["L"])
     if name == "positions":  # the last slots, and for rows of a batch others each

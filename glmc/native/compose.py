@@ -45,9 +45,7 @@ def whole(program: Program, pieces: Mapping[str, Lowered] | None = None) -> Flat
                 flat.items.append(Item(pick, {0: registers[reg], 1: chosen}, {}, wanted=True))
                 registers[reg] = chosen
         _add(flat, piece, registers, names, last)
-        for name, reg in zip(step.outputs, piece.outputs, strict=True):
-            if reg is not None:
-                flat.values[name] = registers[reg]
+        flat.values |= {name: registers[reg] for name, reg in zip(step.outputs, piece.outputs, strict=True) if reg is not None}
     end = flat.items[-1]
     if end.call.kernel != "linear" or [end.registers[r] for r in end.call.writes] != [flat.values.get(program.logits)]:
         raise InternalError("the program does not end with the product that makes the logits", found=end.call.kernel)
