@@ -15,7 +15,7 @@ def test_a_name_or_the_only_one_of_a_kind(name, full):
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("cuda", "cuda:sm_80, cuda:sm_90, cuda:sm_100"), ("cuda:sm_91", "cpu, fx"), ("", "cpu"), ("npu:", "cpu"),
+    ("cuda", "cuda:sm_80, cuda:sm_90, cuda:sm_100"), ("cuda:sm_91", "cpu, cpu:aoti, fx"), ("", "cpu"), ("npu:", "cpu"),
     ("llvm-cpu", "cpu")])
 def test_what_is_no_target_is_told_with_what_is(name, said):
     with pytest.raises(UnknownName) as fault:
