@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 
 from glmc import native
@@ -43,7 +44,8 @@ class Cache:
         self.sizes["sequence"] = heads * (self.sizes["keys"] + self.sizes["values"])
         self.heads, self.width, self.padded, self.dtype = heads, width, padded, dtype
         self.pack = 1 + int(dtype == torch.bfloat16)
-        self.memory = torch.zeros(layers, sequences * self.sizes["sequence"], dtype=torch.uint8)
+        # numpy asks the system for zeros, which cost nothing until they are touched; torch writes them.
+        self.memory = torch.from_numpy(numpy.zeros((layers, sequences * self.sizes["sequence"]), numpy.uint8))
 
     def place(self, layer: int, kind: str) -> int:
         """The address of a layer's keys or values."""
