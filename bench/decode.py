@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +102,18 @@ def compare(given: argparse.Namespace, checkpoint: Path, artifact: Path) -> dict
         "transformers loop": TransformersLoop(model, prompt, given.steps)}
     for variant in filter(None, given.aoti.split(",")):
         contenders[f"aoti {variant}"] = WholeAoti(model, prompt, given.steps, given.slots, variant == "freezing")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     before = measure.read_bandwidth()
-    samples = measure.interleave({name: c.rate for name, c in contenders.items()}, given.rounds)
+    threads = len(os.sched_getaffinity(0))
+
+    def rate(name: str) -> float:
+        torch.set_num_threads(1 if name == "glmc" else threads)  # glmc has threads of its own
+        time.sleep(0.2)  # those of the contender before wait by spinning for a while
+        return contenders[name].rate()
+
+    torch.set_num_threads(threads)
+    samples = measure.interleave({name: functools.partial(rate, name) for name in contenders}, given.rounds)
+    torch.set_num_threads(threads)
     after = measure.read_bandwidth()
     bandwidth = (before["gb_per_second"] + after["gb_per_second"]) / 2
     nbytes = bytes_per_token(checkpoint, given.prompt + given.steps / 2)
@@ -113,7 +126,7 @@ def compare(given: argparse.Namespace, checkpoint: Path, artifact: Path) -> dict
         "reference": reference, "agreement": {n: agreement(c.tokens, contenders[reference].tokens)
                                               for n, c in contenders.items() if n != reference},
         "aoti_compile_seconds": {n: round(c.compile_seconds, 1) for n, c in contenders.items() if n.startswith("aoti")},
-        "threads": torch.get_num_threads(), "prompt": given.prompt, "steps": given.steps, "slots": given.slots}
+        "threads": threads, "prompt": given.prompt, "steps": given.steps, "slots": given.slots}
 
 
 if __name__ == "__main__":
