@@ -40,9 +40,9 @@ class Whole:
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
-        if start < 0 or start + len(ids) > self.slots:
-            raise RequestOutOfBounds("the tokens do not fit the cache", field="start", found=start + len(ids),
-                                     expected=f"at most {self.slots} tokens a row")
+        _inside("the cache", "positions", (start, start + len(ids) - 1), self.slots)
+        _inside("the cache", "row", (row,), len(self.rows))
+        _inside("the vocabulary", "ids", ids, self.vocabulary)
         tokens, last = torch.tensor(ids, dtype=torch.int64), len(ids) - 1
         logits = torch.empty(len(ids) if every_row else 1, self.vocabulary)
         most = self.executor.tokens
@@ -57,11 +57,18 @@ class Whole:
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
         at = positions.flatten()
-        for found in at.tolist():
-            if not 0 <= found < self.slots:
-                raise RequestOutOfBounds("a position is outside the cache", field="positions", found=found,
-                                         expected=f"0 to {self.slots - 1}")
+        _inside("the cache", "positions", at.tolist(), self.slots)
+        _inside("the cache", "rows", (len(tokens) - 1,), len(self.rows))
+        _inside("the vocabulary", "tokens", tokens.flatten().tolist(), self.vocabulary)
         rows = self.rows[:len(tokens)]
         logits = torch.empty(len(tokens), 1, self.vocabulary)
         self.executor.run(tokens.flatten().contiguous(), at.contiguous(), rows, rows, logits)
         return logits
+
+
+def _inside(what: str, field: str, values: Sequence[int], size: int) -> None:
+    """The library reads and writes where it is told to. Raises RequestOutOfBounds for a value that is not in [0, size)."""
+    low, high = min(values), max(values)
+    if low < 0 or high >= size:
+        raise RequestOutOfBounds(f"a request lies outside {what}", field=field, expected=f"0 to {size - 1}",
+                                 found=low if low < 0 else high)

@@ -53,7 +53,6 @@ class New:
 
     call: int
     kind: str
-    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,9 @@ class Stride:
 
 @dataclass(frozen=True)
 class Form:
-    """In a call's sizes: the number of the form in which a weight is kept, plus `base`."""
+    """In a call's sizes: the number of the form in which a weight is kept."""
 
     name: str
-    base: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,6 @@ class Call:
     p: list[Any]
     f: list[float] = field(default_factory=list)
     writes: tuple[int, ...] = ()
-
-    def reads(self) -> set[int]:
-        return {o.reg for o in self.p if isinstance(o, Rows)} - set(self.writes)
 
 
 @dataclass(frozen=True)

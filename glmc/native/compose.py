@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from glmc.errors import InternalError
@@ -28,9 +27,9 @@ class Flat:
         return len(self.widths) - 1
 
 
-def whole(program: Program, pieces: Mapping[str, Lowered] | None = None) -> Flat:
+def whole(program: Program) -> Flat:
     """All steps of a program one after another. Raises Refused, InternalError."""
-    found = pieces or {name: lowered(region) for name, region in program.regions.items()}
+    found = {name: lowered(region) for name, region in program.regions.items()}
     flat = Flat()
     for step in program.steps:
         piece = found[step.region]

@@ -89,6 +89,23 @@ def test_tokens_outside_the_cache_never_reach_the_library(made):
         made.session.advance(torch.tensor([[5]]), torch.tensor([[1200]]))
     with pytest.raises(RequestOutOfBounds, match="cache"):
         made.session.advance(torch.tensor([[5]]), torch.tensor([[-1]]))
+    with pytest.raises(RequestOutOfBounds, match="cache"):
+        made.session.extend(5, [6], 0)
+    with pytest.raises(RequestOutOfBounds, match="cache"):
+        made.session.advance(torch.full((6, 1), 5), torch.zeros(6, 1, dtype=torch.int64))
+    for wrong in (-1, 131):
+        with pytest.raises(RequestOutOfBounds, match="vocabulary"):
+            made.session.extend(0, [5, wrong], 0)
+        with pytest.raises(RequestOutOfBounds, match="vocabulary"):
+            made.session.advance(torch.tensor([[wrong]]), torch.tensor([[3]]))
+
+
+def test_a_profile_has_the_seconds_of_every_call(made):
+    seconds = made.session.runner.executor.profile()
+    made.session.extend(0, [5, 6, 7], 0)
+    assert len(seconds) == len(made.session.runner.executor.items)
+    assert (seconds >= 0).all()
+    assert 0 < seconds.sum() < 5
 
 
 def test_a_forked_process_is_told(made):
