@@ -42,8 +42,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
     quant = _quant(quant, machine)
     with ArtifactWriter(Path(out)) as writer:
         checkpoint = Checkpoint.open(source)
-        positions = _compilable(checkpoint.config, source).max_positions
-        bounds = _bounds(min(4096, positions) if max_len is None else max_len, max_batch, positions)
+        bounds = _bounds(_compilable(checkpoint.config, source), max_len, max_batch)
         surveyed = survey(source, machine, dtype, progress)
         computed = published.computed_buffers(surveyed.module)
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
@@ -88,14 +87,17 @@ def _compilable(config: dict[str, Any], source: Any) -> Dims:
     return dims
 
 
-def _bounds(max_len: int, max_batch: int, positions: int) -> Bounds:
+def _bounds(dims: Dims, asked: int | None, max_batch: int) -> Bounds:
+    """Raises UsageError naming the bound that is out of range."""
+    positions = dims.max_positions
+    max_len = min(4096, positions) if asked is None else asked
     for name, value, low, high in (("max_len", max_len, 2, 1 << 20), ("max_batch", max_batch, 1, 1 << 10)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise UsageError("the bound is out of range", field=name, expected=f"{low} to {high}", found=value)
     if max_len > positions:
         raise UsageError("the model has fewer positions", field="max_len", found=max_len,
                          expected=f"at most max_position_embeddings = {positions}")
-    return Bounds(max_batch, max_len)
+    return Bounds(max_batch, max_len, max(2, dims.index_topk))
 
 
 def _quant(quant: str | None, target: Target) -> str | None:

@@ -29,7 +29,7 @@ def sizes(form: str, bounds: Bounds) -> Iterator[dict[str, int]]:
     """Rows, new tokens and slots at which a form is tried."""
     fixed = FORMS[form]
     for step in ladder(bounds.max_len if "S" not in fixed else bounds.max_batch if "B" not in fixed else 2):
-        yield {"B": step, "S": step, "L": max(2, step if "S" not in fixed else bounds.max_len)} | fixed
+        yield {"B": step, "S": step, "L": max(bounds.least, step if "S" not in fixed else bounds.slots)} | fixed
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ _HUGE, _LARGE = 2.0 ** 40, 2.0 ** 10
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs. sizes: "odd", "one row", "ones" or "many rows". farthest: the bound of positions, inclusive.
+    """One set of inputs. sizes: "odd", "one row", "one token", "ones" or "many rows". farthest: the bound of positions, inclusive.
 
     special: "zeros", "huge entry", "denormals", "free table" (cos and sin without any symmetry), "edge" or "".
     """
@@ -48,7 +48,7 @@ class Case:
 CASES = (
     Case(), Case(spread=1e-3, farthest=7), Case(spread=30.0, farthest=4096), Case(special="zeros", farthest=0),
     Case(special="huge entry"), Case(special="denormals"), Case(special="free table"),
-    Case(sizes="ones"), Case(sizes="one row"), Case(sizes="many rows"),
+    Case(sizes="ones"), Case(sizes="one row"), Case(sizes="one token"), Case(sizes="many rows"),
 )
 EDGES = tuple(Case(spread=2.0 ** power, special="edge") for power in (120, 60, 45, 30, 15, 8))
 """Tried in this order until the replaced steps themselves hold."""
@@ -69,12 +69,19 @@ def concrete(sizes: tuple, values: dict[sympy.Symbol, int]) -> list[int]:
     return [s if isinstance(s, int) else int(s.subs(values)) for s in sizes]
 
 
-def assign(shapes: Shapes, outputs: list[tuple], sizes: str) -> dict[sympy.Symbol, int] | None:
+def assign(shapes: Shapes, outputs: list[tuple], sizes: str, top: int = 0) -> dict[sympy.Symbol, int] | None:
     """A value for each symbol; None where the site has no sizes of this kind. outputs: the sizes of the results.
 
-    Symbols grow in the order of appearance, so that a cache has at least as many slots as there are tokens to write.
+    Symbols grow in the order of appearance, so that a cache has at least as many slots as there are tokens to write. top: the
+    slots that an indexer chooses; there are more than twice as many, so that enough of them are visible.
     """
     symbols = symbols_of(shapes)
+    if "index" in shapes:
+        values = {"odd": dict(zip(symbols, _ODD, strict=False)), "one row": dict(zip(symbols, (1, 1), strict=False))}.get(sizes)
+        return None if values is None else values | dict.fromkeys(symbols_of({"": shapes["index"]})[-1:], 3 * top + 5)
+    if sizes == "one token":
+        tokens = symbols_of({"": shapes["q_plain"]})[1:2] if "q_plain" in shapes else []
+        return dict(zip(symbols, _ODD, strict=False)) | dict.fromkeys(tokens, 1) if tokens else None
     if sizes == "odd":
         return dict(zip(symbols, _ODD if len(symbols) > 1 else (11,), strict=False))
     if not symbols or (sizes == "one row" and len(symbols) < 2) or (sizes == "many rows" and "experts" in shapes):
@@ -132,8 +139,8 @@ def ends(tensors: Iterable[torch.Tensor], shapes: Iterable[tuple], values: dict[
 
 
 def inputs(maths: Maths, shapes: Shapes, values: dict[sympy.Symbol, int], case: Case, scalars: dict[str, Any],
-           ) -> dict[str, torch.Tensor]:
-    """The tensors of one case on the CPU, drawn anew from the case's own seed."""
+           ) -> dict[str, torch.Tensor] | None:
+    """The tensors of one case on the CPU, drawn anew from the case's own seed; None where no choice of slots is clear."""
     draw = torch.Generator().manual_seed(sum(map(ord, str(case))))
     sizes = {name: concrete(s, values) for name, (_, s) in shapes.items()}
     made: dict[str, torch.Tensor] = {}
@@ -146,11 +153,15 @@ def inputs(maths: Maths, shapes: Shapes, values: dict[sympy.Symbol, int], case: 
             made[name] = _mask(sizes[name], draw)
         elif dtype.is_floating_point:
             made[name] = _floats(name, sizes[name], dtype, case, draw)
+        elif name == "chosen":  # one of the visible slots is always among them
+            drawn = torch.randint(0, made["visible"].shape[-1], sizes[name], generator=draw)
+            drawn[..., 0] = made["visible"][:, 0].int().argmax(-1)
+            made[name] = drawn.to(dtype)
         else:
             made[name] = _integers(name, maths, sizes, case, draw).to(dtype)
     if "logits" in made:
         _clear_ties(made["logits"], made["bias"], **{k: scalars[k] for k in ("groups", "kept", "top")})
-    return made
+    return made if "index" not in made or _clear_slots(**made, top=scalars["top"]) else None
 
 
 def _frequencies(lanes: int) -> torch.Tensor:
@@ -211,6 +222,23 @@ def _clear_ties(logits: torch.Tensor, bias: torch.Tensor, groups: int, kept: int
     if not bool(clear.any()):
         raise InternalError("no token of the drawn ones has a clear choice of experts", field="logits")
     logits[~clear] = logits[clear][0].clone()
+
+
+def _clear_slots(query: torch.Tensor, index: torch.Tensor, shares: torch.Tensor, visible: torch.Tensor, top: int) -> bool:
+    """Overwrite, in place, tokens whose choice of slots a rounding step could turn with one of their row whose choice it
+    cannot; False where a row has none. Enough slots become visible to each token."""
+    visible[..., -top:] = True
+    scores = torch.relu(query.double() @ index.double().squeeze(2).transpose(1, 2).unsqueeze(1))
+    total = (shares.double().unsqueeze(2) @ scores).squeeze(2).masked_fill(~visible[:, 0], -math.inf)
+    best = total.topk(top + 1, dim=-1).values
+    clear = best[..., top - 1] - best[..., top] > 1e-4 * best.nan_to_num(neginf=0.0).abs().amax(-1)
+    for row, good in enumerate(clear):
+        if not bool(good.any()):
+            return False
+        first = int(good.int().argmax())
+        for tensor in (query[row], shares[row], visible[row, 0]):
+            tensor[~good] = tensor[first].clone()
+    return True
 
 
 def margin(logits: torch.Tensor, bias: torch.Tensor, groups: int, kept: int, top: int) -> torch.Tensor:

@@ -29,11 +29,18 @@ class Bounds:
     """The largest rows and slots that compiled code may meet.
 
     Caches hold one slot more than max_len, so that a view of the filled slots is never the whole cache: the compiler
-    would otherwise guard against the one length at which the view is contiguous.
+    would otherwise guard against the one length at which the view is contiguous. least: the fewest slots that a view may have;
+    an indexer chooses a fixed number of them.
     """
 
     max_batch: int
     max_len: int
+    least: int = 2
+
+    @property
+    def slots(self) -> int:
+        """The most slots that a view may have."""
+        return max(self.max_len, self.least)
 
     def forms(self) -> list[str]:
         """The forms that requests within these bounds need."""
@@ -54,19 +61,20 @@ def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds) -> torc
     shape = [sizes[s] if isinstance(s, str) else s for s in spec.shape]
     dtype = getattr(torch, spec.dtype)
     if role == "cache":
-        return torch.empty([shape[0], bounds.max_len + 1, *shape[2:]], dtype=dtype)[:, : shape[1]]
+        return torch.empty([shape[0], bounds.slots + 1, *shape[2:]], dtype=dtype)[:, : shape[1]]
     return torch.empty(shape, dtype=dtype)
 
 
 def export(region: Region, form: str, bounds: Bounds, machine: str = "cpu"):
     """The region in one form as an exported program, and its sample inputs."""
     fixed = FORMS[form]
-    sizes = {"B": 3, "S": 5, "L": 11} | fixed
+    sizes = {"B": 3, "S": 5, "L": max(11, bounds.least)} | fixed
     unknown = {s for _, _, spec in region.inputs for s in spec.shape if isinstance(s, str)} - set(sizes)
     if unknown:
         raise InternalError("a region's input has a size that is not a letter", field=region.name, found=unknown)
-    most = {"B": max(bounds.max_batch, 3), "S": bounds.max_len, "L": bounds.max_len}
-    free = {k: torch.export.Dim(k, min=2, max=most[k]) for k in "BSL" if k not in fixed}
+    most = {"B": max(bounds.max_batch, 3), "S": bounds.max_len, "L": bounds.slots}
+    least = {"B": 2, "S": 2, "L": bounds.least}
+    free = {k: torch.export.Dim(k, min=least[k], max=most[k]) for k in "BSL" if k not in fixed}
     dynamic = tuple({i: free[s] for i, s in enumerate(spec.shape) if s in free} for _, _, spec in region.inputs)
     with torch._subclasses.FakeTensorMode():
         inputs = tuple(sample(spec, role, sizes, bounds) for _, role, spec in region.inputs)

@@ -82,21 +82,23 @@ def place_of(node: fx.Node) -> str:
 
 
 class Index:
-    """A graph's floating-point steps by target, in order: where a pattern may begin."""
+    """A graph's steps by target, in order: where a pattern may begin. `dtypes` are the floats among them."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.by_target: dict[Any, list[fx.Node]] = {}
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         for node in self.order:
             value = node.meta.get("val")
-            if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
+            if node.op == "call_function" and isinstance(value, torch.Tensor):
                 self.by_target.setdefault(node.target, []).append(node)
         self.names = {n.target.overloadpacket.__name__ for n in self.order if isinstance(n.target, torch._ops.OpOverload)}
-        self.dtypes = sorted({n.meta["val"].dtype for nodes in self.by_target.values() for n in nodes}, key=str)
+        found = {n.meta["val"].dtype for nodes in self.by_target.values() for n in nodes}
+        self.dtypes = sorted((d for d in found if d.is_floating_point), key=str)
 
-    def roots(self, pattern: Pattern, dtype: torch.dtype) -> Iterator[fx.Node]:
-        """The steps of `dtype` with the target of the pattern's first output."""
-        return (n for n in self.by_target.get(pattern.outputs[0].target, ()) if n.meta["val"].dtype is dtype)
+    def roots(self, pattern: Pattern) -> Iterator[fx.Node]:
+        """The steps with the target and dtype of the pattern's first output."""
+        first = pattern.outputs[0]
+        return (n for n in self.by_target.get(first.target, ()) if n.meta["val"].dtype is first.meta["val"].dtype)
 
 
 class Matcher:
@@ -106,9 +108,9 @@ class Matcher:
         self.retracer = Retracer()
 
     def patterns(self, maths: Maths, dtype: torch.dtype, names: set[str], likely: bool = True) -> list[Pattern]:
-        """The patterns of `maths` whose first output has this dtype, and whose marks `names` has or, if unlikely, lacks."""
+        """The patterns of `maths` whose first output has this dtype or is no float, and whose marks `names` has or, if unlikely, lacks."""
         made = [p for p in patterns(maths, dtype) if (p.marks <= names) is likely]
-        made = [p for p in made if p.outputs[0].meta["val"].dtype is dtype]
+        made = [p for p in made if (kind := p.outputs[0].meta["val"].dtype) is dtype or not kind.is_floating_point]
         return sorted(made, key=lambda p: -p.steps)  # a smaller form may lie inside a larger one
 
     def find(self, fusion: Fusion, index: Index) -> Found:
@@ -121,7 +123,7 @@ class Matcher:
         for likely in (True, False):
             for dtype in index.dtypes if likely or not (found.sites or found.misses) else ():
                 for pattern in self.patterns(fusion.maths, dtype, index.names, likely):
-                    for node in index.roots(pattern, dtype):
+                    for node in index.roots(pattern):
                         site = None if node in taken else self._attempt(fusion, pattern, node, found)
                         if site is not None and taken.isdisjoint(site.outputs):
                             taken.update(site.outputs)

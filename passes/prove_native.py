@@ -3,7 +3,9 @@
 The weights are random and in the forms that the artefact will have; the text is run on what those forms hold, so that what is
 judged is the code and not the rounding of weights. In float32 the worst error may be 1e-4 of the largest value; in bfloat16
 twice that of the text run in bfloat16, plus one rounding step; where weights are quantised activations are too, in groups of 32
-to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, so that no near tie decides.
+to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, and slots by the length of their keys, so that no near
+tie decides. Latent attention is run over few new tokens and over so many that it opens its rows; with an indexer over contexts
+that it looks at whole and over longer ones.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ FLOAT32, QUANTISED = 1e-4, 0.03
 _MOST = 1 << 28
 """The most elements of a region's weights; a region with more is proved with fewer experts, or not, and says so."""
 _SHAPES = ({"B": 1, "S": 1, "L": 300}, {"B": 1, "S": 7, "L": 270}, {"B": 3, "S": 1, "L": 33})
+_STEP = 1.012
+"""From one cached key of an indexer to the next larger: no rounding turns the choice among them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     wide, low = _widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
     quantised = any(k.form in panels.FORMS[2:] for k in keeps.values())
     worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
-    for sizes in _SHAPES:
+    for sizes in _shapes(region):
         given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
         plain = {n: keeps[n].plain(w) for n, w in weights.items()}
         exact = _run(Bound(wide, "cpu"), wide, {**given, **plain})
@@ -87,6 +91,20 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
         if errors[0] >= worst.native_error:
             worst = RegionProof(region.name, errors[0], errors[1], limit, note)
     return worst
+
+
+def _shapes(region: Region) -> list[dict[str, int]]:
+    """Rows, new tokens and slots at which a region is run."""
+    latent = next((c for c in lowered(region).calls if c.kernel == "latent_attention"), None)
+    if latent is None:
+        return list(_SHAPES)
+    top, opens = latent.n[14], latent.n[16]
+    made = [{**s, "L": max(s["L"], top + 40)} if top else s for s in _SHAPES]
+    if top:  # contexts that the indexer chooses all of, to the last slot
+        made += [{"B": 2, "S": 1, "L": top}, {"B": 1, "S": min(5, top), "L": top}]
+    if opens:
+        made.append({"B": 1, "S": opens + 3, "L": max(opens + 40, top)})
+    return made
 
 
 def _apart(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -127,7 +145,7 @@ def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> tor
     dtype, shape = keep.stored()
     out = torch.empty(shape, dtype=torch_dtype(dtype))
     if keep.packed:
-        panels.pack(drawn, keep.form, out, keep.halves)
+        keep.pack(drawn, out)
         return out
     # A vector holds what the published dtype can.
     return out.copy_(drawn.to(getattr(torch, keep.dtype)))
@@ -138,14 +156,27 @@ def _input(name: str, spec: Spec, sizes: dict[str, int], draw: torch.Generator) 
     if name == "slots":
         return torch.arange(sizes["L"])
     if name == "positions":  # the last slots, and for rows of a batch others each
-        first = [sizes["L"] - sizes["S"] - 9 * b for b in range(sizes["B"])]
+        first = [max(0, sizes["L"] - sizes["S"] - 9 * b) for b in range(sizes["B"])]
         return torch.tensor(first).unsqueeze(1) + torch.arange(sizes["S"])
+    if spec.dtype == "int32":  # what an indexer chose: every slot that is there, or as many of the visible ones
+        return torch.stack([torch.stack([_chosen(int(p), shape[-1], draw) for p in row]) for row in _input(
+            "positions", Spec("int64", ("B", "S")), sizes, draw)])
     if spec.dtype == "int64":
         return torch.randint(0, 64, shape, generator=draw)
     if spec.dtype == "bool":
         return torch.arange(sizes["L"]) <= _input("positions", Spec("int64", ("B", "S")), sizes, draw).view(
             sizes["B"], 1, sizes["S"], 1)
-    return torch.randn(shape, generator=draw).to(getattr(torch, spec.dtype))
+    drawn = torch.randn(shape, generator=draw)
+    if name == "index":
+        order = torch.stack([torch.randperm(shape[1], generator=draw) for _ in range(shape[0])]) - shape[1] // 2
+        drawn = drawn[:, :1] * (_STEP ** order.double()).float()[:, :, None, None]
+    return drawn.to(getattr(torch, spec.dtype))
+
+
+def _chosen(position: int, top: int, draw: torch.Generator) -> torch.Tensor:
+    if position < top:
+        return torch.arange(top, dtype=torch.int32)
+    return torch.randperm(position + 1, generator=draw)[:top].sort().values.int()
 
 
 def _fewer_experts(region: Region, keeps: dict[str, Keep]) -> tuple[Region, dict[str, Keep], str] | None:

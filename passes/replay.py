@@ -62,7 +62,9 @@ def all_of(results: Any) -> Results:
 
 
 def _aligned(results: Results) -> Results:
-    """Results in the order of the integers among them, which a choice of experts gives in no set order."""
+    """Results in the order of the integers among them, since a choice of experts or of slots comes in no set order."""
+    if [r.dtype for r in results] == [torch.int32]:
+        return (results[0].sort(-1).values,)
     chosen = next((r for r in results[:2] if r.dtype is torch.int64), None)
     if chosen is None or len(results) < 2:
         return results
@@ -104,10 +106,10 @@ class Replay:
 
     def case(self, case: Case) -> tuple[float, float, float, int] | None:
         """(kernel error, error of the steps, one rounding step, rows); None where the case does not apply to the site."""
-        values = hostile.assign(self.shapes, self.outputs, case.sizes)
-        if values is None:
+        values = hostile.assign(self.shapes, self.outputs, case.sizes, self.scalars.get("top", 0))
+        given = None if values is None else hostile.inputs(self.maths, self.shapes, values, case, self.scalars)
+        if values is None or given is None:
             return None
-        given = hostile.inputs(self.maths, self.shapes, values, case, self.scalars)
         given |= {k: given[v] for k, v in self.twins.items()}
         some = case.sizes == "many rows" and "slots" not in given
         plain, plainly_left = _run(lambda t: self.steps(t, values), given)
@@ -120,7 +122,7 @@ class Replay:
         ours, ours_left = _run(lambda t: all_of(self.kernel(*(t.get(n) for n in self.maths.tensors), **self.scalars)), given)
         if list(ours_left) != list(plainly_left) or [(r.dtype, r.shape) for r in ours] != [(r.dtype, r.shape) for r in plain]:
             return math.inf, steps_error, 0.0, 0
-        step = max(torch.finfo(r.dtype).eps for r in plain if r.is_floating_point())
+        step = max((torch.finfo(r.dtype).eps for r in plain if r.is_floating_point()), default=0.0)
         compared = tuple(hostile.ends(ours, self.outputs, values)) if some else ours
         kernel_error = error_of((*compared, *ours_left.values()), true)
         if some and not error_of(ours, plain) <= 4 * steps_error + 2 * step:

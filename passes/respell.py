@@ -45,7 +45,7 @@ def _respell(graph: fx.Graph, name: str, spelling: Spelling, forms: list[tuple[t
         return
     index = Index(graph)
     for dtype, pattern in forms:
-        for node in list(index.roots(pattern, dtype)):
+        for node in list(index.roots(pattern)):
             unifier, scalars = matcher.proved(pattern, node)
             if isinstance(scalars, dict) and node.users:
                 _write(graph, node, spelling, pattern, unifier, scalars, matcher)

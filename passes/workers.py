@@ -1,6 +1,6 @@
 """Compile regions side by side: one process a core, each taking the next job when it is done.
 
-A worker is this module run as a script. It reads one JSON job a line, {"text", "form", "max_batch", "max_len", "out"},
+A worker is this module run as a script. It reads one JSON job a line, {"text", "form", "max_batch", "max_len", "least", "out"},
 and answers each with {"done": true} or {"error": text}. Compiled code is kept in GLMC_CACHE, if that is set, under a key of
 everything it depends on: the region's text, form, bounds, torch, CPU, and the sources of kernels and lowering.
 """
@@ -112,7 +112,7 @@ class _Worker:
                                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
                                              start_new_session=True)
         job = {"text": region.text(), "form": form, "max_batch": bounds.max_batch, "max_len": bounds.max_len,
-               "out": str(out)}
+               "least": bounds.least, "out": str(out)}
         asked, answers = self._process.stdin, self._process.stdout
         if asked is None or answers is None:
             raise InternalError("a compiling process was started without its pipes")
@@ -167,8 +167,8 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            lower.compile_region(Region.parse(job["text"]), job["form"], lower.Bounds(job["max_batch"], job["max_len"]),
-                                 Path(job["out"]))
+            bounds = lower.Bounds(job["max_batch"], job["max_len"], job["least"])
+            lower.compile_region(Region.parse(job["text"]), job["form"], bounds, Path(job["out"]))
             said: dict[str, Any] = {"done": True}
         except Exception as error:  # whatever the compiler raises becomes the answer
             text = f"{type(error).__name__}: {error}"

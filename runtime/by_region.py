@@ -25,8 +25,8 @@ class ByRegion:
         bounds = artifact.manifest["bounds"]
         self.device = device
         self.steps = Steps(program, weights, calls, kept)
-        self.cache = Cache(artifact.manifest["dims"], getattr(torch, artifact.manifest["dtype"]), bounds["max_batch"],
-                           bounds["max_len"], device.torch)
+        self.least = max(2, artifact.manifest["dims"].get("index_topk", 0))  # an indexer chooses a fixed number of slots
+        self.cache = Cache(program, bounds["max_batch"], max(bounds["max_len"], self.least), device.torch)
         self.decoder = device.record and Decoder(self._decode, device.record, bounds["max_len"], device.torch)
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool) -> torch.Tensor:
@@ -53,13 +53,11 @@ class ByRegion:
               ) -> dict[str, torch.Tensor]:
         """What a program reads, by name: the inputs, and views of the cache from row `row` on, up to the last that is filled
         or the first `slots`."""
-        slots, place = max(2, int(positions.max()) + 1) if slots is None else slots, self.device.torch
+        slots, place = max(self.least, int(positions.max()) + 1 if slots is None else slots), self.device.torch
         # Compiled code takes the strides of contiguous tensors for granted.
         named = {"input:input_ids": tokens.contiguous().to(place), "input:positions": positions.contiguous().to(place),
                  "input:slots": torch.arange(slots, device=place)}
-        for name, view in self.cache.views(row, len(tokens), slots).items():
-            named[f"cache:{name}"] = view
-        return named
+        return named | self.cache.views(row, len(tokens), slots)
 
 
 def open_code(artifact: Artifact, program: Program, max_batch: int, device: Device) -> dict[str, dict[str, Any]]:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from glmc.artifact import Artifact
-from glmc.errors import DamagedArtifact, RequestOutOfBounds
+from glmc.errors import RequestOutOfBounds
+from glmc.native.cache import Cache, caches_of
 from glmc.native.compose import whole
-from glmc.native.executor import Cache, Executor
+from glmc.native.executor import Executor
 from glmc.native.keep import Keep
 from glmc.program import Program
 
@@ -26,13 +27,8 @@ class Whole:
         dims, bounds = manifest["dims"], manifest["bounds"]
         flat = whole(program)
         self.slots = bounds["max_len"]
-        for region in program.regions.values():
-            for name, role, spec in region.inputs:
-                if role == "cache" and spec.shape[2:] != (dims["kv_heads"], dims["head_dim"]):
-                    raise DamagedArtifact("a region's cache is not the model's", field=f"{region.name}: {name}",
-                                          expected=f"{dims['kv_heads']} heads of {dims['head_dim']}", found=spec.text())
-        self.cache = Cache(dims["layers"], bounds["max_batch"], bounds["max_len"], dims["kv_heads"], dims["head_dim"],
-                           getattr(torch, manifest["dtype"]))
+        parts, dtype = caches_of(program.regions.values())
+        self.cache = Cache(dims["layers"], bounds["max_batch"], bounds["max_len"], parts, getattr(torch, dtype))
         self.vocabulary = flat.widths[flat.values[program.logits]]
         self.rows = torch.arange(bounds["max_batch"])
         self.executor = Executor(flat.items, flat.widths, weights, kept, self.cache,

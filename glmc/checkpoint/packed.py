@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from glmc.checkpoint.recipe import FLOATS, Recipe, Stack, Tensors
 from glmc.errors import WeightMismatch
-from glmc.native import panels
 from glmc.native.keep import Keep
 
 if TYPE_CHECKING:
@@ -42,9 +41,9 @@ class Packed(Recipe):
     def fill(self, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         if isinstance(self.source, Stack):
             for part, place in zip(self.source.sources, out, strict=True):
-                panels.pack(part.build(checkpoint), self.keep.form, place, self.keep.halves)
+                self.keep.pack(part.build(checkpoint), place)
         else:
-            panels.pack(self.source.build(checkpoint), self.keep.form, out, self.keep.halves)
+            self.keep.pack(self.source.build(checkpoint), out)
 
     def to_json(self) -> dict[str, Any]:
         return {"step": "packed", **self.keep.to_json(), "source": self.source.to_json()}

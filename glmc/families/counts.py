@@ -22,9 +22,13 @@ def grouped_attention(qk_norm: bool) -> Counts:
 
 
 def latent_attention(indexer: str = "none", turning: bool = True) -> Counts:
-    """Attention over latents: their two norms, the turned lanes of q and k, and an indexer of its own ("full") or not."""
-    own = {"layer_norm": 1, **({"rope": 2} if turning else {})} if indexer == "full" else {}
-    return total({"rms_norm": 2, "attention": 1}, {"rope": 2} if turning else {}, own)
+    """Attention over latents: their two norms, the turned lanes of q and k, and an indexer of its own ("full") or not.
+
+    Without turned lanes it is that of linear-attention models, whose pooling indexer and keys are made otherwise.
+    """
+    turned = {"rope": 2, "latent_attention": 1} if turning else {}
+    own = {"layer_norm": 1, **({"rope": 2, "lightning_indexer": 1} if turning else {})} if indexer == "full" else {}
+    return total({"rms_norm": 2, "attention": 1}, turned, own)
 
 
 def residual(norms: int, first: bool) -> Counts:

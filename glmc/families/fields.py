@@ -38,6 +38,8 @@ class Dims:
     layout: str = "chunked"
     indexers: tuple[str, ...] = ()
     """Of each layer with latent attention: its indexer is its own ("full"), taken over ("shared"), or there is "none"."""
+    index_topk: int = 0
+    """The slots that an indexer chooses, 0 without one."""
     quantised: str | None = None
     """How config.json says that the checkpoint is quantised; all sizes here are those of the model as it was before."""
     tower: Tower | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glmc.errors import ConfigError
-from glmc.families import latent
+from glmc.families import glm4_moe, latent
 from glmc.families.counts import Counts, decoder, latent_attention
 from glmc.families.fields import Dims, flag, routed
 
@@ -24,3 +24,7 @@ def read(config: dict[str, Any]) -> Dims:
 
 def promises(dims: Dims) -> dict[str, Counts]:
     return decoder(dims, latent_attention())
+
+
+recipe = glm4_moe.recipe
+leftovers = glm4_moe.leftovers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glmc.errors import ConfigError
-from glmc.families import latent
+from glmc.families import glm4_moe, latent
 from glmc.families.counts import Counts, decoder, latent_attention
 from glmc.families.fields import Dims, flag, integer, routed
 
@@ -23,8 +23,12 @@ def read(config: dict[str, Any]) -> Dims:
     kinds = latent.indexers(config, layers)
     each = integer(config, "kv_lora_rank", high=1 << 16) + integer(config, "qk_rope_head_dim", low=0, high=4096)
     return latent.latent_dims(config, cached=layers * each + kinds.count("full") * width, indexers=kinds,
-                              **routed(config, dense_default=3))
+                              index_topk=integer(config, "index_topk", high=1 << 20), **routed(config, dense_default=3))
 
 
 def promises(dims: Dims) -> dict[str, Counts]:
     return decoder(dims, lambda layer: latent_attention(dims.indexers[layer]))
+
+
+recipe = glm4_moe.recipe
+leftovers = glm4_moe.leftovers

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from glmc.native.cache import Cache, parts_of
 from glmc.native.compose import alone
-from glmc.native.executor import Cache, Executor
+from glmc.native.executor import Executor
 from glmc.native.keep import Keep
 from glmc.native.lower import lowered
 from glmc.program import Region, Spec
@@ -24,19 +25,21 @@ def alone_with(region: Region, kept: dict[str, Keep]) -> Callable[[list[torch.Te
         weights = {name: given[name] for name, role, _ in region.inputs if role == "weight"}
         rows = next(given[name] for name, _, spec in region.inputs if spec.shape[:2] == ("B", "S"))
         batch, tokens = rows.shape[:2]
-        cache = None
-        if "keys" in given:
-            _, slots, heads, width = given["keys"].shape
-            cache = Cache(1, batch, slots, heads, width, given["keys"].dtype)
-            cache.fill(given["keys"], given["values"])
+        cache, caches = None, {name: given[name] for name, role, _ in region.inputs if role == "cache"}
+        if caches:
+            parts = parts_of({name: spec for name, role, spec in region.inputs if role == "cache"})
+            some = next(iter(caches.values()))
+            cache = Cache(1, batch, some.shape[1], parts, some.dtype)
+            cache.fill(caches)
         executor = Executor(flat.items, flat.widths, weights, kept, cache, batch * tokens, 1, pinned)
         for name in piece.inputs:
-            executor.rows(flat.values[name], batch * tokens).copy_(given[name].reshape(batch * tokens, -1))
+            row, whole = executor.rows(flat.values[name], batch * tokens), given[name].reshape(batch * tokens, -1)
+            row.copy_(whole.view(torch.float32) if whole.dtype == torch.int32 else whole)
         none = torch.zeros(batch * tokens, dtype=torch.int64)
         ids, positions = (given.get(name, none).reshape(-1).contiguous() for name in ("input_ids", "positions"))
         executor.run(ids, positions, torch.arange(batch).repeat_interleave(tokens), none[:0], None)
         if cache is not None:
-            cache.copy_out(given["keys"], given["values"])
+            cache.copy_out(caches)
         return [_result(spec, executor, flat.values.get(str(i)), given, batch, tokens) for i, spec in enumerate(region.outputs)]
 
     return call
@@ -46,4 +49,5 @@ def _result(spec: Spec, executor: Executor, reg: int | None, given: dict[str, to
             ) -> torch.Tensor:
     if reg is None:  # the mask, which native attention does without
         return given["slots"] <= given["positions"].reshape(batch, 1, tokens, 1)
-    return executor.rows(reg, batch * tokens).reshape(batch, tokens, -1).to(getattr(torch, spec.dtype))
+    found = executor.rows(reg, batch * tokens).reshape(batch, tokens, -1)
+    return found.view(torch.int32) if spec.dtype == "int32" else found.to(getattr(torch, spec.dtype))

@@ -23,6 +23,17 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """`count` heads of a register's rows: head h's are columns `offset + h * step` to `offset + h * step + width`."""
+
+    reg: int
+    count: int
+    step: int
+    offset: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Weight:
     """A weight as an operand. wide: the text widens it to float32 first."""
 
@@ -71,7 +82,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Layout:
-    """In a call's sizes: the cache's form, its slots, or bytes of a sequence, of a head's keys or of a head's values."""
+    """In a call's sizes: the cache's form, its slots, or bytes of a sequence, or of a head's keys, values or index."""
 
     what: str
 
@@ -89,12 +100,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Need:
-    """How a weight is wanted. kind: matrix [N, K], experts [E, N, K], table (rows), vector (float32). halves: rows of two
-    halves that lie beside each other in every panel."""
+    """How a weight is wanted. kind: matrix [N, K], experts [E, N, K], latent (see split.py), table (rows), vector (float32).
+    halves: rows of two halves that lie beside each other in every panel. split: a latent's heads, plain and value channels."""
 
     kind: str
     halves: bool = False
     wide: bool = False
+    split: tuple[int, int, int] | None = None
 
 
 @dataclass

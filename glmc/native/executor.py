@@ -8,11 +8,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy
 import torch
 
 from glmc import native
 from glmc.errors import InternalError, StorageError, UsageError
+from glmc.native.cache import Cache
 from glmc.native.calls import Call, Form, Layout, Rows, State, Stride, Weight
 from glmc.native.keep import Keep
 
@@ -31,52 +31,6 @@ class Item:
     layer: int | None = None
     wanted: bool = False
     logits: bool = False
-
-
-class Cache:
-    """Keys and values of every layer in the library's layout (kernels/attention/cache.hpp); memory is touched as slots fill."""
-
-    def __init__(self, layers: int, sequences: int, slots: int, heads: int, width: int, dtype: torch.dtype) -> None:
-        size = torch.empty((), dtype=dtype).element_size()
-        slots, padded = -(-slots // 32) * 32, -(-width // 32) * 32
-        self.sizes = {"form": int(dtype == torch.bfloat16), "keys": slots * width * size, "values": slots * padded * size,
-                      "slots": slots}
-        self.sizes["sequence"] = heads * (self.sizes["keys"] + self.sizes["values"])
-        self.heads, self.width, self.padded, self.dtype = heads, width, padded, dtype
-        self.pack = 1 + int(dtype == torch.bfloat16)
-        # numpy asks the system for zeros, which cost nothing until they are touched; torch writes them.
-        self.memory = torch.from_numpy(numpy.zeros((layers, sequences * self.sizes["sequence"]), numpy.uint8))
-
-    def place(self, layer: int, kind: str) -> int:
-        """The address of a layer's keys or values."""
-        return self.memory[layer].data_ptr() + (self.heads * self.sizes["keys"] if kind == "values" else 0)
-
-    def _views(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first layer's keys [B, H, L / 32, D / p, 32, p] and values [B, H, L / p, Dp, p], p elements side by side."""
-        slots, end = self.sizes["slots"], self.heads * self.sizes["keys"]
-        rows = self.memory[0].view(-1, self.sizes["sequence"])
-        keys = rows[:, :end].view(self.dtype).unflatten(1, (self.heads, slots // 32, self.width // self.pack, 32, self.pack))
-        return keys, rows[:, end:].view(self.dtype).unflatten(1, (self.heads, slots // self.pack, self.padded, self.pack))
-
-    def fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put keys and values [B, L, H, D] of the first layer in."""
-        slots = self.sizes["slots"]
-        own_keys, own_values = self._views()
-        for own, given in ((own_keys, keys), (own_values, values)):
-            whole = torch.zeros(given.shape[0], slots, self.heads, self.padded, dtype=self.dtype)
-            whole[:, :given.shape[1], :, :given.shape[3]] = given
-            heads_first = whole.transpose(1, 2)
-            if own is own_keys:
-                parts = heads_first[..., :self.width].unflatten(2, (-1, 32)).unflatten(4, (-1, self.pack))
-                own.copy_(parts.transpose(3, 4))
-            else:
-                own.copy_(heads_first.unflatten(2, (-1, self.pack)).transpose(3, 4))
-
-    def copy_out(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """The first layer's keys and values into tensors [B, L, H, D]."""
-        own_keys, own_values = self._views()
-        keys.copy_(own_keys.transpose(3, 4).flatten(4).flatten(2, 3).transpose(1, 2)[:, :keys.shape[1]])
-        values.copy_(own_values.transpose(3, 4).flatten(2, 3).transpose(1, 2)[:, :values.shape[1], :, :self.width])
 
 
 class Executor:

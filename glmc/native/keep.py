@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from glmc.errors import DamagedArtifact, InternalError, UnsupportedTarget
-from glmc.native import panels
+from glmc.native import panels, split
+from glmc.native.cache import caches_of
 from glmc.native.calls import Lowered, Need, Refused
 from glmc.native.lower import lowered
 from glmc.program import Program, Region, Spec
@@ -14,6 +16,7 @@ from glmc.program import Program, Region, Spec
 if TYPE_CHECKING:
     import torch
 
+Made = TypeVar("Made")
 QUANTS = {"int8": "Q8", "int4": "Q4"}
 """What `--quant` may be besides none -> the form of a matrix."""
 _ROWS = {"float32": "F32", "bfloat16": "BF16"}
@@ -27,6 +30,8 @@ class Keep:
     sizes: tuple[int, ...]
     dtype: str
     halves: bool = False
+    split: split.Split | None = None
+    """Of latent attention's matrix: heads, plain channels of a key, channels of a value."""
 
     @property
     def packed(self) -> bool:
@@ -39,6 +44,8 @@ class Keep:
 
     def stored(self) -> tuple[str, tuple[int, ...]]:
         """(dtype as safetensors names it, shape) in the artefact."""
+        if self.split:
+            return split.shape(self.form, self.split, self.sizes[1])
         if self.packed:
             return panels.shape(self.form, self.sizes, self.halves)
         return ("F32" if self.form == "vector" else _ROWS[self.dtype]), self.sizes
@@ -52,17 +59,29 @@ class Keep:
         """The published weight again, but for what the form rounded, in its own dtype."""
         import torch
 
-        whole = panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
+        if self.split:
+            whole = split.unpack(tensor, self.form, self.split, self.sizes)
+        else:
+            whole = panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
         return whole.to(getattr(torch, self.dtype))
 
+    def pack(self, matrix: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the published matrix into `out`, which is as `stored` says."""
+        if self.split:
+            split.pack(matrix, self.form, self.split, out)
+        else:
+            panels.pack(matrix, self.form, out, self.halves)
+
     def to_json(self) -> dict[str, Any]:
-        return {"form": self.form, "sizes": list(self.sizes), "dtype": self.dtype, "halves": self.halves}
+        found = {"form": self.form, "sizes": list(self.sizes), "dtype": self.dtype, "halves": self.halves}
+        return found | ({"split": list(self.split)} if self.split else {})
 
     @staticmethod
     def from_json(data: Any) -> Keep:
         """Raises DamagedArtifact."""
         try:
-            kept = Keep(data["form"], tuple(map(int, data["sizes"])), data["dtype"], data["halves"])
+            heads = data.get("split")
+            kept = Keep(data["form"], tuple(map(int, data["sizes"])), data["dtype"], data["halves"], heads and tuple(heads))
             if kept.form not in ("rows", "vector", *panels.FORMS) or kept.dtype not in _ROWS:
                 raise ValueError(kept.form)
         except (KeyError, TypeError, ValueError) as fault:
@@ -94,11 +113,12 @@ def written(program: Program, found: dict[str, Keep]) -> dict[str, Any]:
 
 def forms(program: Program, quant: str | None) -> dict[str, Keep]:
     """Weight -> how the native library is to have it. With int4 the head stays at int8, since its errors go straight into the
-    logits; routers stay float32.
+    logits, and so do latents, which are kept twice; routers stay float32.
 
     Raises UnsupportedTarget where a region holds something that no native kernel does.
     """
     pieces = {name: _lowered(region) for name, region in program.regions.items()}
+    _told(lambda: caches_of(program.regions.values()), "program")
     found: dict[str, tuple[Need, Spec, str]] = {}
     for step in program.steps:
         region = program.regions[step.region]
@@ -119,10 +139,15 @@ def forms(program: Program, quant: str | None) -> dict[str, Keep]:
 
 
 def _lowered(region: Region) -> Lowered:
+    return _told(lambda: lowered(region), region.name)
+
+
+def _told(make: Callable[[], Made], what: str) -> Made:
+    """What `make` gives. Raises UnsupportedTarget with the reason where it is refused."""
     try:
-        return lowered(region)
+        return make()
     except Refused as reason:
-        raise UnsupportedTarget("the native CPU engine cannot run a part of this model", field=region.name, found=str(reason),
+        raise UnsupportedTarget("the native CPU engine cannot run a part of this model", field=what, found=str(reason),
                                 hint="--target cpu:aoti compiles it with AOTInductor") from reason
 
 
@@ -132,5 +157,5 @@ def _keep(need: Need, spec: Spec, kind: str, quant: str | None) -> Keep:
         return Keep("rows" if need.kind == "table" else "vector", sizes, spec.dtype)
     form = "F32" if need.wide else _ROWS[spec.dtype]
     if quant is not None and not need.wide:
-        form = "Q8" if kind == "head" else QUANTS[quant]
-    return Keep(form, sizes, spec.dtype, need.halves)
+        form = "Q8" if kind == "head" or need.split else QUANTS[quant]
+    return Keep(form, sizes, spec.dtype, need.halves, need.split)

@@ -5,10 +5,14 @@
 #include "kernels/add_rms_norm/native.hpp"
 #include "kernels/attention/native.hpp"
 #include "native/embedding.hpp"
+#include "kernels/latent_attention/native.hpp"
+#include "kernels/layer_norm/native.hpp"
+#include "kernels/lightning_indexer/native.hpp"
 #include "kernels/linear/native.hpp"
 #include "kernels/moe_experts/native.hpp"
 #include "kernels/moe_route/native.hpp"
 #include "kernels/rms_norm/native.hpp"
+#include "kernels/rope/native.hpp"
 #include "kernels/rope_table/native.hpp"
 #include "kernels/split_qkv_norm_rope/native.hpp"
 #include "kernels/silu_mul/native.hpp"
@@ -38,11 +42,16 @@ const Kernel kernels[] = {
     {"swiglu", swiglu, false, product_shared, product_scratch},
     {"rms_norm", rms_norm, true, none, none},
     {"add_rms_norm", add_rms_norm, true, none, none},
+    {"layer_norm", layer_norm, true, none, none},
     {"embedding", embedding, true, none, none},
     {"wanted_rows", wanted_rows, true, none, none},
     {"rope_table", rope_table, true, none, none},
+    {"rope", rope, true, none, none},
+    {"cache_rows", cache_rows, true, none, none},
     {"split_qkv_norm_rope", split_qkv_norm_rope, true, none, none},
     {"attention", attention, false, attention_shared, attention_scratch},
+    {"latent_attention", latent_attention, false, latent_shared, latent_scratch},
+    {"lightning_indexer", lightning_indexer, false, indexer_shared, indexer_scratch},
     {"moe_route", moe_route, true, none, route_scratch},
     {"moe_experts", moe_experts, false, experts_shared, experts_scratch},
 };

@@ -7,59 +7,54 @@ attention reads the cache itself up to each token's position. Which weights are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from glmc.native.calls import Form, Index, Layout, Lowered, Need, New, Refused, Rows, State, Stride, Weight
-from glmc.native.walk import Lowerer
+from glmc.native import latent
+from glmc.native.calls import Form, Heads, Index, Layout, Lowered, Need, New, Refused, Rows, State, Stride, Weight
+from glmc.native.walk import Lowerer, op
 from glmc.program import Region
-
-Handler = Callable[..., Any]
-_OPS: dict[str, Handler] = {}
 
 
 def lowered(region: Region) -> Lowered:
     """Raises Refused with the reason."""
-    return Lowerer(region, _OPS).done()
+    return Lowerer(region).done()
 
 
-def _op(*names: str) -> Callable[[Handler], Handler]:
-    def keep(handler: Handler) -> Handler:
-        _OPS.update(dict.fromkeys(names, handler))
-        return handler
-    return keep
-
-
-@_op("operator.getitem")
+@op("operator.getitem")
 def _getitem(lower: Lowerer, name: str, pair: tuple, index: int) -> Any:
     return pair[index]
 
 
-@_op("aten.sym_size.int")
+@op("aten.sym_size.int")
 def _size(lower: Lowerer, name: str, of: Any, dim: int) -> Any:
     return Index("size")
 
 
-@_op("aten.arange.default")
+@op("aten.arange.default")
 def _arange(lower: Lowerer, name: str, size: Any) -> Any:
     return Index("rows")
 
 
-@_op("aten.unsqueeze.default")
+@op("aten.unsqueeze.default")
 def _unsqueeze(lower: Lowerer, name: str, x: Any, dim: int) -> Any:
-    if not isinstance(x, Index):
+    if isinstance(x, Index):
+        return x
+    if dim == -2:
+        return latent.heads_of(lower, x)
+    if dim != -3:
         raise Refused("unsqueeze of activations")
-    return x
+    rows = lower.rows(x)  # one head before the tokens
+    return Rows(rows.reg, rows.offset, rows.width, swapped=True)
 
 
-@_op("aten.le.Tensor")
+@op("aten.le.Tensor")
 def _le(lower: Lowerer, name: str, x: Any, y: Any) -> Any:
     if (x, y) != (Index("slots"), Index("positions")):
         raise Refused("a comparison that is not slots with positions")
     return Index("mask")
 
 
-@_op("aten.view.default", "aten.reshape.default", "aten.contiguous.default", "aten.flatten.using_ints")
+@op("aten.view.default", "aten.reshape.default", "aten.contiguous.default", "aten.flatten.using_ints")
 def _view(lower: Lowerer, name: str, x: Any, *sizes: Any) -> Any:
     rows = lower.rows(x)
     if sizes and isinstance(sizes[0], list) and sizes[0][-1] != rows.width:
@@ -67,29 +62,31 @@ def _view(lower: Lowerer, name: str, x: Any, *sizes: Any) -> Any:
     return rows
 
 
-@_op("aten.transpose.int")
+@op("aten.transpose.int")
 def _transpose(lower: Lowerer, name: str, x: Any, first: int, second: int) -> Any:
     if not isinstance(x, Rows | State) or {first, second} != {-3, -2}:
         raise Refused("a transpose that does not exchange tokens and heads")
     return type(x)(**{**x.__dict__, "swapped": not x.swapped})
 
 
-@_op("aten.to.dtype")
+@op("aten.to.dtype")
 def _to(lower: Lowerer, name: str, x: Any, dtype: str) -> Any:
     if dtype != "torch.float32":
         raise Refused(f"a conversion to {dtype}")
     return Weight(x.name, x.spec, wide=True) if isinstance(x, Weight) else lower.rows(x)
 
 
-@_op("aten.slice.Tensor")
+@op("aten.slice.Tensor")
 def _slice(lower: Lowerer, name: str, x: Any, dim: int, start: int, stop: int, step: int) -> Any:
-    rows = lower.rows(x)
     if dim != -1 or step != 1:
         raise Refused("a slice that is not of columns")
+    if isinstance(x, Heads):
+        return Heads(x.reg, x.count, x.step, x.offset + start, min(stop, x.width) - start)
+    rows = lower.rows(x)
     return Rows(rows.reg, rows.offset + start, min(stop, rows.width) - start)
 
 
-@_op("aten.embedding.default")
+@op("aten.embedding.default")
 def _embedding(lower: Lowerer, name: str, table: Any, ids: Any, *_: Any) -> Any:
     if ids != Index("ids"):
         raise Refused("an embedding of something else than ids")
@@ -99,7 +96,7 @@ def _embedding(lower: Lowerer, name: str, table: Any, ids: Any, *_: Any) -> Any:
     return out
 
 
-@_op("glmc.rope_table")
+@op("glmc.rope_table")
 def _rope_table(lower: Lowerer, name: str, positions: Any, frequencies: Any, *, axis_map: Any, axial: bool, scale: float,
                 dtype: str) -> Any:
     if positions != Index("positions") or axis_map is not None or axial:
@@ -111,7 +108,7 @@ def _rope_table(lower: Lowerer, name: str, positions: Any, frequencies: Any, *, 
     return cos, sin
 
 
-@_op("glmc.rms_norm")
+@op("glmc.rms_norm")
 def _rms_norm(lower: Lowerer, name: str, x: Any, weight: Any = None, *, eps: float) -> Any:
     rows = lower.rows(x)
     out = lower.new(rows.width)
@@ -120,7 +117,7 @@ def _rms_norm(lower: Lowerer, name: str, x: Any, weight: Any = None, *, eps: flo
     return out
 
 
-@_op("glmc.add_rms_norm")
+@op("glmc.add_rms_norm")
 def _add_rms_norm(lower: Lowerer, name: str, residual: Any, x: Any, weight: Any, *, eps: float) -> Any:
     call = lower.single(lower.rows(x), "linear")
     if call is not None and call.p[4] is None:  # the product adds the residual
@@ -134,7 +131,7 @@ def _add_rms_norm(lower: Lowerer, name: str, residual: Any, x: Any, weight: Any,
     return out, total
 
 
-@_op("aten.add.Tensor")
+@op("aten.add.Tensor")
 def _add(lower: Lowerer, name: str, x: Any, y: Any) -> Any:
     first, second = lower.rows(x), lower.rows(y)
     lower.equal(first.width, second.width)
@@ -149,7 +146,7 @@ def _add(lower: Lowerer, name: str, x: Any, y: Any) -> Any:
     return out
 
 
-@_op("aten.linear.default")
+@op("aten.linear.default")
 def _linear(lower: Lowerer, name: str, x: Any, weight: Any, bias: Any = None) -> Any:
     rows = lower.rows(x)
     lower.need(weight, Need("matrix", wide=getattr(weight, "wide", False)), rows.width)
@@ -159,7 +156,7 @@ def _linear(lower: Lowerer, name: str, x: Any, weight: Any, bias: Any = None) ->
     return out
 
 
-@_op("glmc.silu_mul")
+@op("glmc.silu_mul")
 def _silu_mul(lower: Lowerer, name: str, gate: Any, up: Any) -> Any:
     one, other = lower.rows(gate), lower.rows(up)
     call = next((c for c in lower.calls if c.writes == (one.reg,) and c.kernel == "linear"), None)
@@ -176,7 +173,7 @@ def _silu_mul(lower: Lowerer, name: str, gate: Any, up: Any) -> Any:
     return out
 
 
-@_op("glmc.split_qkv_norm_rope")
+@op("glmc.split_qkv_norm_rope")
 def _split(lower: Lowerer, name: str, qkv: Any, cos: Any, sin: Any, *more: Any, heads: int, kv_heads: int,
            eps: float | None, read: int, write: int, axis_map: Any) -> Any:
     packed, cosines = lower.rows(qkv), lower.rows(cos)
@@ -198,10 +195,12 @@ def _split(lower: Lowerer, name: str, qkv: Any, cos: Any, sin: Any, *more: Any, 
     return q, New(at, "keys"), New(at, "values")
 
 
-@_op("aten.index_put_.default")
+@op("aten.index_put_.default")
 def _index_put(lower: Lowerer, name: str, cache: Any, where: list, new: Any) -> Any:
-    if not isinstance(new, New) or not isinstance(cache, State) or where != [Index("rows"), Index("positions")]:
+    if not isinstance(new, New | Rows | Heads) or not isinstance(cache, State) or where != [Index("rows"), Index("positions")]:
         raise Refused("a cache that is written otherwise than by rows and positions")
+    if not isinstance(new, New):
+        return latent.written(lower, cache, new)
     if cache.name != new.kind:
         raise Refused(f"{new.kind} that go to the cache of {cache.name}")
     lower.equal(list(cache.spec.shape[2:]), lower.calls[new.call].n[1:3])
@@ -209,7 +208,7 @@ def _index_put(lower: Lowerer, name: str, cache: Any, where: list, new: Any) -> 
     return cache
 
 
-@_op("glmc.attention")
+@op("glmc.attention")
 def _attention(lower: Lowerer, name: str, q: Any, keys: Any, values: Any, mask: Any = None, *, scale: float) -> Any:
     if mask != Index("mask") or not all(isinstance(s, State) and s.swapped for s in (keys, values)):
         raise Refused("attention that does not see the cache up to each position")
@@ -224,7 +223,7 @@ def _attention(lower: Lowerer, name: str, q: Any, keys: Any, values: Any, mask: 
     return Rows(out.reg, 0, out.width, swapped=True)
 
 
-@_op("glmc.moe_route")
+@op("glmc.moe_route")
 def _moe_route(lower: Lowerer, name: str, logits: Any, correction: Any, *, groups: int, kept: int, top: int, normalise: bool,
                scale: float) -> Any:
     rows = lower.rows(logits)
@@ -238,7 +237,7 @@ def _moe_route(lower: Lowerer, name: str, logits: Any, correction: Any, *, group
     return weights, experts
 
 
-@_op("glmc.moe_experts")
+@op("glmc.moe_experts")
 def _moe_experts(lower: Lowerer, name: str, x: Any, experts: Any, weights: Any, gate_up: Any, down: Any) -> Any:
     rows, chosen, shares = lower.rows(x), lower.rows(experts), lower.rows(weights)
     lower.need(gate_up, Need("experts", halves=True))

@@ -66,6 +66,8 @@ struct Context {
     }
 };
 
+inline int64_t up64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 constexpr int64_t FEW = 4;  // rows up to which every thread prepares activations for itself, and small work is not shared out
 
 // f(lane offset, how many lanes) over `width` floats.

@@ -7,15 +7,32 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from glmc.native.cache import parts_of
 from glmc.native.calls import Call, Index, Lowered, Need, Refused, Rows, State, Weight
 from glmc.program import Region, Spec
 
 
-class Lowerer:
-    """Walks a region's lines with a handler for each op; see `lower`."""
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+"""An op's name in a region's text -> what makes calls of it: handler(lowerer, the line's name, arguments ...)."""
 
-    def __init__(self, region: Region, handlers: dict[str, Callable[..., Any]]) -> None:
-        self.region, self.handlers = region, handlers
+
+def op(*names: str) -> Callable[[Handler], Handler]:
+    """The function is the handler of these ops."""
+    def keep(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+    return keep
+
+
+class Lowerer:
+    """Walks a region's lines with a handler for each op; see `lower`. caches: the region's caches by its own names."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.caches = {name: spec for name, role, spec in region.inputs if role == "cache"}
+        if self.caches:
+            parts_of(self.caches)
         self.calls: list[Call] = []
         self.widths: dict[int, int] = {}
         self.inputs: dict[str, int] = {}
@@ -32,8 +49,6 @@ class Lowerer:
         if role == "weight":
             return Weight(name, spec)
         if role == "cache":
-            if len(spec.shape) != 4 or name not in ("keys", "values"):
-                raise Refused(f"the cache {name} is not keys and values of heads")
             return State(name, spec)
         if spec.dtype == "bool":
             return Index("mask")
@@ -53,10 +68,9 @@ class Lowerer:
             if not (isinstance(line, ast.Assign) and isinstance(line.value, ast.Call)):
                 raise Refused(f"`{ast.unparse(line)}` is no call")
             target, call = ast.unparse(line.targets[0]), line.value
-            op = ast.unparse(call.func)
-            handler = self.handlers.get(op)
+            handler = HANDLERS.get(ast.unparse(call.func))
             if handler is None:
-                raise Refused(f"no native kernel for {op}")
+                raise Refused(f"no native kernel for {ast.unparse(call.func)}")
             given = {str(k.arg): self._value(k.value) for k in call.keywords}
             self.env[target] = value = handler(self, target, *[self._value(a) for a in call.args], **given)
             if isinstance(value, Rows):

@@ -1,8 +1,8 @@
-"""Write assignments to the tail of a fresh tensor as concatenations, so that no value changes after it is made.
+"""Write assignments to the head or tail of a fresh tensor as concatenations, so that no value changes after it is made.
 
     x = layer_norm(...); ...; copy_(slice(x, 1, T), new); use(x)   ->   ...; use(cat([slice(x, 1, 0, T), new], 1))
 
-Left as they are: other assignments, tensors that another view of may be read later, weights and inputs.
+A tensor whose head and tail are both assigned becomes the two. Left as they are: other assignments, tensors that another view of may be read later, weights and inputs.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def _assignment(graph: fx.Graph, node: fx.Node, place: dict[fx.Node, int]) -> in
         return 0
     sliced: Any = [*written.args, None, None, None, None]
     whole, dim, start, end, step = sliced[:5]
-    if dim is None or start is None or end not in (None, _END) or step not in (None, 1) or (
-            isinstance(start, int) and start <= 0):
+    tail = end in (None, _END) and start is not None and not (isinstance(start, int) and start <= 0)
+    head = start in (None, 0) and isinstance(end, int) and 0 < end < _size(whole, dim)
+    if dim is None or step not in (None, 1) or not (tail or head):
         return 0
     ours, theirs = written.meta["val"], new.meta["val"]
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype or len(written.users) > 1 or not _fresh(whole):
@@ -42,16 +43,36 @@ def _assignment(graph: fx.Graph, node: fx.Node, place: dict[fx.Node, int]) -> in
     if any(place[v] < place[node] and _read_after(v, node, place) for v in whole.users if v is not written and _views(v)):
         return 0
     later = [u for u in whole.users if u not in place or place[u] > place[node]]
+    value = whole.meta["val"]
     with graph.inserting_before(node):
-        head = graph.call_function(_A.slice.Tensor, (whole, dim, 0, start, 1))
-        joined = graph.call_function(_A.cat.default, ([head, new], dim))
-    joined.meta = {**node.meta, "val": whole.meta["val"]}
-    head.meta = {**node.meta, "val": _head(whole.meta["val"], dim, start)}
+        if head:
+            kept = graph.call_function(_A.slice.Tensor, (whole, dim, end, _END, 1))
+            kept.meta = {**node.meta, "val": value.narrow(dim, end, value.shape[dim] - end)}
+        elif (kept := _head_of(whole, dim, start)) is None:
+            kept = graph.call_function(_A.slice.Tensor, (whole, dim, 0, start, 1))
+            kept.meta = {**node.meta, "val": _head(value, dim, start)}
+        joined = graph.call_function(_A.cat.default, ([new, kept] if head else [kept, new], dim))
+    joined.meta = {**node.meta, "val": value}
     for user in later:
         user.replace_input_with(whole, joined)
     graph.erase_node(node)
     graph.erase_node(written)
     return 1
+
+
+def _size(whole: fx.Node, dim: int | None) -> int:
+    """The size along `dim` where it is known, else 0."""
+    size = 0 if dim is None or "val" not in whole.meta else whole.meta["val"].shape[dim]
+    return size if isinstance(size, int) else 0
+
+
+def _head_of(whole: fx.Node, dim: int, width: Any) -> fx.Node | None:
+    """The piece that a concatenation begins with, where that is just what precedes the assignment."""
+    arguments: Any = whole.args
+    if whole.target != _A.cat.default or arguments[1:] != (dim,):
+        return None
+    first = arguments[0][0]
+    return first if isinstance(width, int) and first.meta["val"].shape[dim] == width else None
 
 
 def _head(value: torch.Tensor, dim: int, start: fx.Node | int) -> torch.Tensor:

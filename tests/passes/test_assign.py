@@ -1,4 +1,4 @@
-"""Assignments to the tail of a tensor become concatenations with the same bits; what could be seen elsewhere stays."""
+"""Assignments to the head or tail of a tensor become concatenations with the same bits; what could be seen elsewhere stays."""
 
 from __future__ import annotations
 
@@ -59,6 +59,25 @@ def of_view(x, new):
     return y
 
 
+def head(x, new):
+    y = x.sin()
+    y[:, :2] = new[:, :2] * y[:, :2].cos()
+    return y + 1
+
+
+def both(x, new):
+    y = x.new_empty(*x.shape)
+    y[..., :2].copy_(new[..., 3:])
+    y[..., 2:].copy_(x[..., 2:])
+    return y
+
+
+def beyond(x, new):
+    y = x.sin()
+    y[:, :9] = new
+    return y
+
+
 def middle(x, new):
     y = x.sin()
     y[:, 1:3] = new[:, 1:3]
@@ -78,7 +97,7 @@ def run(graph: fx.Graph, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize(("function", "changed"), [
     (tail, 1), (twice, 2), (last_dim, 1), (cast_first, 1), (view_kept, 0), (of_input, 0), (of_view, 0), (middle, 0),
-    (broadcast, 0),
+    (broadcast, 0), (head, 1), (both, 2), (beyond, 0),
 ])
 def test_an_assignment_keeps_its_bits(function, changed):
     tensors = [torch.randn(2, 5, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]

@@ -7,8 +7,6 @@
 
 namespace glmc {
 
-inline int64_t up64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 inline int64_t experts_shared(const Instruction& it, int64_t tokens, int64_t) {
     int64_t pairs = tokens * it.n[3];
     return up64(16 * (pairs + it.n[2] + 4)) + tokens * row_room(it.n[0]) + pairs * (row_room(it.n[1]) + up64(4 * it.n[1]) + up64(4 * it.n[0]));

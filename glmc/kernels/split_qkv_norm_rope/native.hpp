@@ -5,21 +5,9 @@
 #pragma once
 
 #include "kernels/attention/cache.hpp"
-#include "kernels/rms_norm/native.hpp"
+#include "kernels/rope/native.hpp"
 
 namespace glmc {
-
-// Turn the first 2n channels of a head. read and write: -2 where a lane's channels stand n apart, -1 where they are neighbours.
-inline void turn(const float* x, const float* cosines, const float* sines, float* y, int64_t width, int64_t n, int64_t read,
-                 int64_t write) {
-    int64_t in = read == -1 ? 2 : 1, in_far = read == -1 ? 1 : n, out = write == -1 ? 2 : 1, out_far = write == -1 ? 1 : n;
-    for (int64_t i = 0; i < n; i++) {
-        float a = x[i * in], b = x[i * in + in_far];
-        y[i * out] = a * cosines[i] - b * sines[i];
-        y[i * out + out_far] = b * cosines[i] + a * sines[i];
-    }
-    std::memcpy(y + 2 * n, x + 2 * n, 4 * (width - 2 * n));
-}
 
 inline void split_qkv_norm_rope(const Context& c, const Instruction& it) {
     int64_t heads = it.n[0], kv = it.n[1], width = it.n[2], n = it.n[3];
@@ -46,7 +34,7 @@ inline void split_qkv_norm_rope(const Context& c, const Instruction& it) {
             char *keys = (char*)it.p[8] + c.step->sequences[r] * it.n[10], *values = (char*)it.p[9] + c.step->sequences[r] * it.n[10];
             for (int64_t h = 0; h < kv; h++) {
                 head(x + h * width, k_weight, k_bias, turned);
-                Form::put_key(keys + h * it.n[11], slot, turned, width);
+                Form::put_key(keys + h * it.n[11], slot, turned, width, width);
                 Form::put_value(values + h * it.n[12], slot, x + (kv + h) * width, width);
             }
         });

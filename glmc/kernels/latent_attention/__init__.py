@@ -1,0 +1,1 @@
+"""Latent attention (MLA): the compressed cache is read as it is, or opened first."""

@@ -1,0 +1,1 @@
+"""The slots that sparse attention looks at."""
