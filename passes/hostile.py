@@ -189,7 +189,7 @@ def _floats(name: str, sizes: list[int], dtype: torch.dtype, case: Case, draw: t
     drawn = torch.randn(sizes, generator=draw)
     if name == "weights":
         return drawn.abs().to(dtype)
-    if name in ("gate_up", "down"):
+    if name in ("gate_up", "down") or (name == "kv_b" and not case.special):
         return (drawn / math.sqrt(sizes[-1])).to(dtype)
     if name.endswith(("weight", "bias")):
         return (drawn * 0.3 + float(name.endswith("weight"))).to(dtype)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from glmc.errors import InternalError
 from glmc.passes.declare import Fusion, Maths
 from glmc.passes.pattern import Pattern, Retracer, patterns
 from glmc.passes.unify import Unifier, outputs_of
@@ -146,6 +147,9 @@ class Matcher:
         lost = [k for k in scalars if k not in pattern.fixed and scalars[k] is None]
         if lost:
             return unifier, f"{', '.join(lost)} cannot be recovered"
+        sizes = {k: tuple(n.meta["val"].shape) for k, n in zip(pattern.present, unifier.bound_tensors(), strict=True)}
+        if isinstance(misfit := pattern.maths.dims(sizes), str):
+            return unifier, misfit
         again = Unifier(self.retracer.trace(
             pattern.maths.function, pattern.present, pattern.maths.bound(pattern.present),
             [n.meta["val"] for n in unifier.bound_tensors()], scalars))
@@ -167,7 +171,7 @@ class Matcher:
                 missed(unifier.furthest, *unifier.disagreement)
             return None
         if isinstance(scalars, str):
-            missed(pattern.steps, "every scalar and tensor recovered", scalars)
+            missed(pattern.steps, "every scalar recovered, dims of the signature", scalars)
             return None
         tensors = dict(zip(pattern.present, unifier.bound_tensors(), strict=True))
         outputs = tuple(unifier.bound[o] for o in outputs_of(pattern.graph))
@@ -183,8 +187,7 @@ class Matcher:
                 return None
         dims = fusion.maths.dims({k: tuple(t.meta["val"].shape) for k, t in tensors.items()})
         if isinstance(dims, str):
-            missed(pattern.steps, "dims of the signature", dims)
-            return None
+            raise InternalError("a proved site does not fit the signature", field=place, found=dims)
         broken = next((r for r in fusion.where if not r.holds(dims)), None)
         if broken is not None:
             missed(pattern.steps, broken.text, f"with {({k: str(v) for k, v in dims.items()})}")

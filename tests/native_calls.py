@@ -7,6 +7,7 @@ import torch
 from glmc import native
 from glmc.machine import cpu_flags
 from glmc.native import panels
+from glmc.native.cache import Cache
 from glmc.native.calls import Call, Form, Rows, Stride, Weight
 from glmc.native.executor import Executor, Item
 from glmc.native.keep import Keep
@@ -50,16 +51,18 @@ class One:
         return Weight(name, None)
 
     def run(self, kernel: str, n: list, p: list, f: tuple[float, ...] = (), threads: int = 2, tokens: int | None = None,
-            positions: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Run it; every register afterwards, [T, width]. Rooms hold NaN before."""
+            positions: torch.Tensor | None = None, cache: Cache | None = None, sequences: torch.Tensor | None = None,
+            ) -> list[torch.Tensor]:
+        """Run it; every register afterwards, [T, width]. Rooms hold NaN before. cache: of one layer."""
         count = tokens or len(next(iter(self.given.values())))
         call = Call(kernel, n, p, list(f), tuple(r for r in self.widths if r not in self.given))
         item = Item(call, {r: r for r in self.widths}, {name: name for name in self.weights})
-        executor = Executor([item], self.widths, self.weights, self.kept, None, count, threads, list(self.widths))
+        executor = Executor([item], self.widths, self.weights, self.kept, cache, count, threads, list(self.widths))
         for reg in self.widths:
             executor.rows(reg, count).copy_(self.given.get(reg, torch.full((count, self.widths[reg]), torch.nan)))
         where = torch.zeros(count, dtype=torch.int64) if positions is None else positions
-        executor.run(torch.zeros(count, dtype=torch.int64), where, torch.zeros(count, dtype=torch.int64), where[:0], None)
+        none = torch.zeros(count, dtype=torch.int64)
+        executor.run(none, where, none if sequences is None else sequences, where[:0], None)
         return [executor.rows(reg, count).clone() for reg in self.widths]
 
 

@@ -68,8 +68,20 @@ def _qkv(s: dict[str, Any]) -> Iterator[dict[str, Any]]:
                    "sin": (3, rows, new, lanes)} if s["axis_map"] else {})}
 
 
+def _latent(s: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for rows, new, slots, heads, plain, turned, rank, value, scale in ((1, 1, 2, 2, 4, 2, 3, 3, 1.0),
+                                                                       (3, 7, 19, 5, 9, 4, 17, 11, 0.3), (2, 4, 17, 3, 6, 2, 8, 5, 0.7)):
+        yield {"B": rows, "S": new, "L": slots, "H": heads, "N": plain, "E": turned, "R": rank, "M": heads * (plain + value),
+               "C": min(slots, 6), "scale": scale}
+
+
+def _indexer(s: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for rows, new, slots, heads, width, top in ((1, 1, 2, 1, 4, 1), (3, 7, 19, 5, 9, 6), (2, 4, 33, 3, 6, 8)):
+        yield {"B": rows, "S": new, "L": slots, "H": heads, "D": width, "top": top, "scale": width ** -0.5, "head_scale": 0.3}
+
+
 _UNSEEN = {"rope": _rope, "qk_norm_rope": _rope, "rope_table": _table, "moe_route": _route, "moe_experts": _experts,
-           "attention": _attention, "split_qkv_norm_rope": _qkv}
+           "attention": _attention, "latent_attention": _latent, "lightning_indexer": _indexer, "split_qkv_norm_rope": _qkv}
 """Fusion -> sizes that its samples do not have: one of everything, odd ones, many rows. The others have rows only."""
 
 
@@ -111,6 +123,10 @@ def tensors_of(maths: Maths, dtype: torch.dtype, wide: bool = False, seed: int =
             tensor.mul_(spread)
         elif name == "visible":
             tensor[..., 0] = True
+            if "index" in made:  # enough of them for the indexer, and so nothing is chosen for want of others
+                tensor.fill_(True)
+        elif name == "chosen":
+            tensor[..., 0] = 0
         elif name == "slots":
             places = torch.arange(tensor.shape[0])[:, None] + torch.arange(tensor.shape[1]) + 1 + seed
             tensor.copy_(places % maths.samples[which]["L"])
@@ -192,7 +208,9 @@ def exact(maths: Maths, present: tuple[str, ...], tensors: list[torch.Tensor], s
 
 
 def in_order(name: str, results: tuple) -> tuple:
-    """Results of the router with each token's experts in rising order: their own order means nothing."""
+    """Results of the router and of the indexer with what each token chose in rising order: their own order means nothing."""
+    if name == "lightning_indexer":
+        return (results[0].sort(-1).values,)
     if name != "moe_route":
         return results
     weights, experts = results

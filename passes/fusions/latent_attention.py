@@ -16,7 +16,7 @@ from glmc.passes.declare import Fusion
 
 
 def reference(q_plain: "B S H N", q_turned: "B S H E", latent: "B L 1 R", turned: "B L 1 E", kv_b: "M R",  # noqa: F722
-              visible: "bool B 1 S L", chosen: "int32 B S T < L" = None, *, scale):  # noqa: F722
+              visible: "bool B 1 S L", chosen: "int32 B S C < L" = None, *, scale):  # noqa: F722
     batch, tokens, heads, plain = q_plain.shape
     slots = latent.shape[1]
     query = torch.cat((q_plain.transpose(1, 2), q_turned.transpose(1, 2)), dim=-1)
@@ -29,7 +29,7 @@ def reference(q_plain: "B S H N", q_turned: "B S H E", latent: "B L 1 R", turned
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale, enable_gqa=True)
 
 
-_SIZES = ({"B": 2, "S": 5, "L": 9, "H": 3, "N": 6, "E": 4, "R": 10, "M": 33, "T": 3, "scale": 0.25},
-          {"B": 3, "S": 7, "L": 11, "H": 5, "N": 8, "E": 6, "R": 14, "M": 85, "T": 4, "scale": 0.5})
+_SIZES = ({"B": 2, "S": 5, "L": 9, "H": 3, "N": 6, "E": 4, "R": 10, "M": 33, "C": 3, "scale": 0.25},
+          {"B": 3, "S": 7, "L": 11, "H": 5, "N": 8, "E": 6, "R": 14, "M": 85, "C": 4, "scale": 0.5})
 
 fusion = Fusion(reference, samples=(*({**s, "chosen": None} for s in _SIZES), *_SIZES))

@@ -43,9 +43,9 @@ def at_last_of_many(right):
     def run(*args, **scalars):
         made = right(*args, **scalars)
         first = made[0] if isinstance(made, tuple) else made
-        rows = first.view(-1, first.shape[-1])
-        if len(rows) > 1000:
-            rows[len(rows) // 2] *= 1.001
+        rows = first.shape[:-1].numel()
+        if rows > 1000:
+            first[torch.unravel_index(torch.tensor(rows // 2), first.shape[:-1])] *= 1.001
         return made
 
     return run
@@ -160,9 +160,9 @@ def gate_behind_up(right):
 
 WRONG = {
     "scaled": [(name, 0, scaled) for name in declare.names()],
-    "a NaN": [(name, 0, poisoned) for name in declare.names()],
+    "a NaN": [(name, 0, poisoned) for name in declare.names() if name != "lightning_indexer"],
     "a row of many": [(name, 6 if name == "split_qkv_norm_rope" else 0, at_last_of_many) for name in declare.names()
-                      if name != "moe_experts"],
+                      if name not in ("moe_experts", "lightning_indexer")],
     "eps": [(name, 0, with_scalar("eps", lambda e: e + 1e-4)) for name in ("rms_norm", "add_rms_norm", "qk_norm_rope")],
     "pairing": [(name, pair, with_scalar(which, flipped)) for name, pair in
                 (("rope", 0), ("rope", 2), ("qk_norm_rope", 0), ("split_qkv_norm_rope", 0), ("split_qkv_norm_rope", 8))
@@ -189,6 +189,18 @@ WRONG = {
                   ("silu_mul", 0, where(lambda x: one(x.shape[0] * x.shape[1])))],
     "attention": [("attention", 0, unmasked), ("attention", 0, with_scalar("scale", lambda s: s * 1.01)),
                   ("attention", 0, with_argument(1, lambda *a: a[1].roll(1, 1)))],
+    "latents": [("latent_attention", 0, with_argument(5, lambda *a: torch.ones_like(a[5]))),
+                ("latent_attention", 0, with_scalar("scale", lambda s: s * 1.01)),
+                ("latent_attention", 0, with_argument(3, lambda *a: a[3].roll(1, 1))),
+                ("latent_attention", 0, with_argument(4, lambda *a: a[4].roll(1, 0))),
+                ("latent_attention", 0, where(lambda q: one(q.shape[1]))),
+                ("latent_attention", 0, where(lambda q: torch.tensor(q.shape[1] != 1))),
+                ("latent_attention", 2, with_argument(6, lambda *a: None)),
+                ("latent_attention", 2, with_argument(6, lambda *a: (a[6] + 1) % a[2].shape[1]))],
+    "slots": [("lightning_indexer", 0, with_argument(2, lambda *a: -a[2])),
+              ("lightning_indexer", 0, with_argument(2, lambda *a: a[2].roll(1, -1))),
+              ("lightning_indexer", 0, with_argument(3, lambda *a: torch.ones_like(a[3]))),
+              ("lightning_indexer", 0, with_argument(1, lambda *a: a[1].roll(1, 1)))],
     "experts": [("moe_route", 0, biased_weights), ("moe_route", 0, wrong_experts), ("moe_experts", 0, gate_behind_up),
                 ("moe_route", 0, with_scalar("normalise", lambda n: not n)),
                 ("moe_route", 0, with_scalar("scale", lambda s: 1.0)),

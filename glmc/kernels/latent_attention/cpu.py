@@ -25,7 +25,7 @@ def run(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, tur
         visible = visible & among.scatter_(-1, chosen.long(), True).unsqueeze(1)
     if isinstance(tokens, int) and tokens == 1:
         return _closed(q_plain, q_turned, latent, turned, kv_b, visible, scale)
-    query = torch.cat((q_plain, q_turned), -1).transpose(1, 2)
+    query = torch.cat((q_plain.transpose(1, 2), q_turned.transpose(1, 2)), -1)
     opened = functional.linear(latent.squeeze(2), kv_b).view(batch, slots, heads, kv_b.shape[0] // heads).transpose(1, 2)
     key = torch.cat((opened[..., :plain], turned.transpose(1, 2).expand(-1, heads, -1, -1)), -1)
     return functional.scaled_dot_product_attention(query, key, opened[..., plain:], attn_mask=visible, scale=scale)
