@@ -8,61 +8,27 @@ outside the layers, one layer and, for bfloat16, a float32 copy of that.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from glmc import divergence, families
 from glmc.artifact import Artifact
 from glmc.checkpoint.folder import Checkpoint
-from glmc.divergence import Apart, apart
+from glmc.divergence import Apart, Row, apart
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.native.keep import kept_of
 from glmc.program import Region
 from glmc.runtime.session import Model
-from glmc.streamed import Call, Seen, Streamed, tensors, watch, wide_copy, widened
+from glmc.streamed import CACHES, Call, Seen, Streamed, cached, tensors, watch, wide_copy, widened
 
 PROMPT, MORE = 13, 3
 _NOT_SIZES = ("eps", "max_positions", "tied")
 _LAYER_WEIGHT = re.compile(r"^weight:((?:.*\.)?layers\.\d+)\.")
-
-
-@dataclass
-class Row:
-    """One step, or one module of a step. `form`: the form in which it was worst; `ties`: tokens whose experts were as good
-    as others, and which were compared with the same experts in both."""
-
-    module: str
-    form: str = ""
-    worst: Apart | None = None
-    ties: int = 0
-
-    def add(self, form: str, found: Apart) -> None:
-        self.worst = divergence.worse(self.worst, found)
-        self.form = form if self.worst is found else self.form
-
-    @property
-    def diverges(self) -> bool:
-        return self.worst is not None and self.worst.diverges
-
-    def unjudged(self) -> None:
-        """Keep the errors and take the limit away."""
-        if self.worst is not None:
-            self.worst = dataclasses.replace(self.worst, limit=math.inf)
-
-    def to_json(self) -> dict[str, Any]:
-        found = self.worst or Apart(0.0, 0.0, 0.0)
-        finite = {k: v if v < float("inf") else None for k, v in vars(found).items()}
-        verdict = "diverges" if found.diverges else "agrees" if finite["limit"] is not None else "not judged"
-        return {"module": self.module, "form": self.form, "absolute_error": finite["absolute"],
-                "relative_error": finite["relative"], "limit": finite["limit"], "ties": self.ties, "verdict": verdict}
 
 
 @dataclass
@@ -108,7 +74,8 @@ class _Comparison:
                                        file="program.json", hint="compile it again")
         self.dtype = getattr(torch, model.artifact.manifest["dtype"])
         self.wide = self.dtype != torch.float32
-        first = max(1, min(PROMPT, model.max_len - MORE))
+        few = model.dims.get("index_topk", 0)  # an indexer's choice begins behind so many slots
+        first = max(1, min(PROMPT + few, model.max_len - MORE))
         count = min(model.max_len, first + MORE)
         draw = torch.Generator().manual_seed(seed)
         self.tokens = torch.randint(0, model.dims["vocabulary"], (1, count), generator=draw)
@@ -116,7 +83,8 @@ class _Comparison:
         self.rows: dict[str, Row] = {}
         self.blamed: str | None = None
         self.routed = False
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if count > few else [
+            f"the indexer chooses nothing: it looks at {few} slots, and the artefact's rows hold {model.max_len}"]
         self.steps = {path: number for number, s in enumerate(self.program.steps)
                       if (path := next((m[1] for n in s.inputs if (m := _LAYER_WEIGHT.match(n))), None))}
         self.values: dict[str, torch.Tensor] = {}  # of one piece: the program's names -> the published values
@@ -233,21 +201,22 @@ class _Comparison:
         given, ours = self._ours(number)
         plain, seen, after = call.again(wide=False)
         exact, sure, exact_after = call.again(wide=True) if self.wide else (plain, seen, after)
-        (self.flow,) = ours
+        self.flow = next(name for name, value in ours.items() if value.is_floating_point())
         form, self.routed = self.form, self.routed or bool(divergence.routers(seen))
-        found = apart(ours[self.flow], plain, exact, self.dtype)
+        alike = self._choices(call.path, ours, seen, sure)
+        found = apart(ours[self.flow][alike], plain[alike], exact[alike], self.dtype)
         if found.diverges:
             swapped, ties = self._ties(call, number, given, seen, sure)
             if swapped:
                 plain, seen, after = call.again(wide=False, swapped=swapped)
                 exact, sure, exact_after = call.again(wide=True, swapped=swapped) if self.wide else (plain, seen, after)
-                found = apart(ours[self.flow], plain, exact, self.dtype)
+                found = apart(ours[self.flow][alike], plain[alike], exact[alike], self.dtype)
                 self.rows.setdefault(call.path, Row(call.path)).ties += ties
         row = self.rows.setdefault(call.path, Row(call.path))
         row.add(form, found)
         bad = found.diverges
         for name, mine in self._caches(call.number).items():
-            rows, sure_rows = (getattr(c, name).transpose(1, 2)[:, self.start:] for c in (after, exact_after))
+            rows, sure_rows = (cached(c, name)[:, self.start:] for c in (after, exact_after))
             written = apart(mine[:, self.start:self.start + rows.shape[1]], rows, sure_rows, self.dtype)
             row.add(form, written)
             bad |= written.diverges
@@ -277,15 +246,28 @@ class _Comparison:
                    for path, now in again.items() if path in swapped)
         return swapped, ties
 
+    def _choices(self, path: str, ours: dict[str, torch.Tensor], seen: dict[str, Seen], sure: dict[str, Seen]) -> torch.Tensor:
+        """Compare what an indexer chose; the tokens [B, S] that are compared further. Later layers get the published choice."""
+        chosen, theirs = next((n for n, v in ours.items() if v.dtype == torch.int32), None), divergence.choices(seen)
+        exact = divergence.choices(sure)
+        if chosen is None or theirs is None or exact is None:
+            return torch.ones(ours[self.flow].shape[:2], dtype=torch.bool)
+        found, same = divergence.chosen_apart(ours[chosen], theirs, exact, self.start)
+        self.rows.setdefault(f"{path}.self_attn.indexer", Row(f"{path}.self_attn.indexer")).add(self.form, found)
+        if found.diverges and self.blamed is None:
+            self.blamed = f"{path}.self_attn.indexer"
+        self.values[chosen] = theirs.contiguous() if theirs.shape == ours[chosen].shape else ours[chosen]
+        return same
+
     def _caches(self, layer: int) -> dict[str, torch.Tensor]:
-        """Our cache of a layer, by the names that the published one has for the same."""
-        return {n: self.values[f"cache:{n}.{layer}"] for n in ("keys", "values") if f"cache:{n}.{layer}" in self.values}
+        """Our caches of a layer by our names."""
+        return {n: self.values[f"cache:{n}.{layer}"] for n in CACHES if f"cache:{n}.{layer}" in self.values}
 
     def _feed(self, call: Call) -> None:
         """Write what the published cache of a layer held before the call into ours."""
         if self.start:
             for name, ours in self._caches(call.number).items():
-                ours[:, :self.start].copy_(getattr(call.before, name).transpose(1, 2))
+                ours[:, :self.start].copy_(cached(call.before, name))
 
     def _blame(self, blame: divergence.Blame, around: str) -> None:
         self.blamed = ".".join(p for p in (around, blame.module) if p) or "model"

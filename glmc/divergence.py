@@ -6,6 +6,7 @@ published layer run in float32: ours may be at most twice as wrong as the publis
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,37 @@ def worse(first: Apart | None, second: Apart) -> Apart:
     if first is None or second.relative / second.limit >= first.relative / first.limit:
         return second
     return first
+
+
+@dataclass
+class Row:
+    """One step, or one module of a step. `form`: the form in which it was worst; `ties`: tokens whose experts were as good
+    as others, and which were compared with the same experts in both."""
+
+    module: str
+    form: str = ""
+    worst: Apart | None = None
+    ties: int = 0
+
+    def add(self, form: str, found: Apart) -> None:
+        self.worst = worse(self.worst, found)
+        self.form = form if self.worst is found else self.form
+
+    @property
+    def diverges(self) -> bool:
+        return self.worst is not None and self.worst.diverges
+
+    def unjudged(self) -> None:
+        """Keep the errors and take the limit away."""
+        if self.worst is not None:
+            self.worst = dataclasses.replace(self.worst, limit=math.inf)
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.worst or Apart(0.0, 0.0, 0.0)
+        finite = {k: v if v < float("inf") else None for k, v in vars(found).items()}
+        verdict = "diverges" if found.diverges else "agrees" if finite["limit"] is not None else "not judged"
+        return {"module": self.module, "form": self.form, "absolute_error": finite["absolute"],
+                "relative_error": finite["relative"], "limit": finite["limit"], "ties": self.ties, "verdict": verdict}
 
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -107,6 +139,30 @@ def _sorted_choices(found: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def routers(seen: dict[str, Seen]) -> dict[str, torch.Tensor]:
     """Modules that choose -> the indices that they chose."""
     return {path: t for path, s in seen.items() for t in s.outputs if _is_choice(t, s.outputs)}
+
+
+def choices(seen: dict[str, Seen]) -> torch.Tensor | None:
+    """The slots that a layer's indexer chose, int32 [B, S, T]; None without one."""
+    return next((t for s in seen.values() for t in s.outputs if t.dtype == torch.int32 and len(s.outputs) == 1), None)
+
+
+def chosen_apart(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, first: int) -> tuple[Apart, torch.Tensor]:
+    """How far two choices of slots are apart, and the tokens [B, S] that all three choose alike.
+
+    first: position of the first token. Judged are tokens that see more slots than they may choose. The share of slots that
+    differ from the exact choice may be twice the published one's, and a hundredth more.
+    """
+    many = torch.arange(first, first + ours.shape[1]) >= ours.shape[2]
+    same = torch.ones(ours.shape[:2], dtype=torch.bool)
+    shares = []
+    for side in (ours, theirs):
+        if side.shape != exact.shape or not bool(many.any()):
+            shares.append(0.0)  # fewer slots are there than may be chosen: all of them are
+            continue
+        found = (side.unsqueeze(-1) == exact.unsqueeze(-2)).any(-1)
+        same &= found.all(-1) | ~many
+        shares.append(1 - float(found[:, many].double().mean()))
+    return Apart(shares[0], shares[0], 2 * shares[1] + 0.01), same
 
 
 def values(region: Region, inputs: Sequence[torch.Tensor], places: dict[str, Place], kernels: str = "cpu",

@@ -23,6 +23,16 @@ LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)(?=\.|$)")
 """The decoder layer that a module or a tensor is or lies in; its first group is the layer's number."""
 
 
+CACHES = {"keys": "keys", "values": "values", "latent": "keys", "turned": "values", "index": "indexer_keys"}
+"""Our name of a layer's cache -> that of the published cache for the same."""
+
+
+def cached(layer: Any, name: str) -> torch.Tensor:
+    """What a layer of the published cache holds under our name for it, [B, L, heads, D]."""
+    found = getattr(layer, CACHES[name])
+    return found.unsqueeze(2) if found.dim() == 3 else found.transpose(1, 2)
+
+
 @dataclass
 class Seen:
     """What went into a module and what came out, as flat tuples of tensors."""

@@ -31,7 +31,7 @@ _HUGE, _LARGE = 2.0 ** 40, 2.0 ** 10
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs. sizes: "odd", "one row", "one token", "ones" or "many rows". farthest: the bound of positions, inclusive.
+    """One set of inputs. sizes: "odd", "one row", "one token", "ones" or "many rows". farthest: the bound of positions.
 
     special: "zeros", "huge entry", "denormals", "free table" (cos and sin without any symmetry), "edge" or "".
     """

@@ -109,7 +109,10 @@ class Matcher:
         self.retracer = Retracer()
 
     def patterns(self, maths: Maths, dtype: torch.dtype, names: set[str], likely: bool = True) -> list[Pattern]:
-        """The patterns of `maths` whose first output has this dtype or is no float, and whose marks `names` has or, if unlikely, lacks."""
+        """The patterns of `maths` whose first output has this dtype or is no float.
+
+        Their marks are those that `names` has or, if unlikely, lacks.
+        """
         made = [p for p in patterns(maths, dtype) if (p.marks <= names) is likely]
         made = [p for p in made if (kind := p.outputs[0].meta["val"].dtype) is dtype or not kind.is_floating_point]
         return sorted(made, key=lambda p: -p.steps)  # a smaller form may lie inside a larger one

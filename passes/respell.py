@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from glmc.passes.declare import Fusion, Spelling
@@ -30,7 +29,7 @@ def respell(graph: fx.Graph, fusions: list[Fusion], matcher: Matcher, found: dic
         for likely in (True, False):
             if likely or (fusion.name not in counts and fusion.name not in nearest):
                 for spelling in fusion.also:
-                    forms = [(dtype, pattern) for dtype in written.dtypes
+                    forms = [pattern for dtype in written.dtypes
                              for pattern in matcher.patterns(spelling.theirs, dtype, written.names, likely)]
                     _respell(graph, fusion.name, spelling, forms, matcher, counts, nearest)
     if counts:
@@ -39,12 +38,12 @@ def respell(graph: fx.Graph, fusions: list[Fusion], matcher: Matcher, found: dic
     return counts
 
 
-def _respell(graph: fx.Graph, name: str, spelling: Spelling, forms: list[tuple[torch.dtype, Pattern]], matcher: Matcher,
+def _respell(graph: fx.Graph, name: str, spelling: Spelling, forms: list[Pattern], matcher: Matcher,
              counts: dict[str, int], nearest: dict[str, Found]) -> None:
     if not forms:
         return
     index = Index(graph)
-    for dtype, pattern in forms:
+    for pattern in forms:
         for node in list(index.roots(pattern)):
             unifier, scalars = matcher.proved(pattern, node)
             if isinstance(scalars, dict) and node.users:

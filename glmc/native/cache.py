@@ -1,7 +1,7 @@
 """The cache in the library's layout (kernels/attention/cache.hpp): for each layer parts of keys and of values by name.
 
-Attention over heads has keys and values of each. Latent attention has one head: its key is a compressed row and the turned lanes
-behind it, its value the compressed row again; an indexer has keys of its own.
+Attention over heads has keys and values of each. Latent attention has one head: its key is a compressed row and the turned
+lanes behind it, its value the compressed row again; an indexer has keys of its own.
 """
 
 from __future__ import annotations

@@ -80,15 +80,17 @@ def _lightning_indexer(lower: Lowerer, name: str, query: Any, index: Any, shares
     lower.equal((heads.count, heads.width), (weights.width, int(index.spec.shape[3])))
     out = lower.new(top)
     lower.call("lightning_indexer",
-               [heads.count, heads.width, Stride(heads.reg), heads.step, Stride(weights.reg), Stride(out.reg), top, Layout("form"),
-                Layout("sequence"), Layout("slots")], [part(heads), weights, index, out], [scale * head_scale], (out.reg,))
+               [heads.count, heads.width, Stride(heads.reg), heads.step, Stride(weights.reg), Stride(out.reg), top,
+                Layout("form"), Layout("sequence"), Layout("slots")],
+               [part(heads), weights, index, out], [scale * head_scale], (out.reg,))
     return out
 
 
 def opens(plain: int, turned: int, rank: int, value: int) -> int:
     """New tokens of a sequence from which on it is cheaper to open the compressed rows; 0 where it never is.
 
-    Closed, a slot costs each token and head 2 rank + turned products; opened plain + turned + value, and once rank (plain + value).
+    Closed, a slot costs each token and head 2 rank + turned products; opened plain + turned + value, and once
+    rank (plain + value).
     """
     saved = 2 * rank - plain - value
     return -(-rank * (plain + value) // saved) if saved > 0 else 0
@@ -113,6 +115,6 @@ def _latent_attention(lower: Lowerer, name: str, q_plain: Any, q_turned: Any, la
                [plain.count, plain.width, lanes, rank, value, Stride(plain.reg), plain.step, Stride(turning.reg), turning.step,
                 Stride(out.reg), Form(kv_b.name), Layout("form"), Layout("sequence"), Layout("slots"),
                 picked.width if picked else 0, Stride(picked.reg) if picked else 0, opens(plain.width, lanes, rank, value)],
-               [part(plain), part(turning), kv_b, State("keys", latent.spec), State("values", latent.spec), picked, out], [scale],
-               (out.reg,))
+               [part(plain), part(turning), kv_b, State("keys", latent.spec), State("values", latent.spec), picked, out],
+               [scale], (out.reg,))
     return Rows(out.reg, 0, out.width, swapped=True)

@@ -21,7 +21,7 @@ Split = tuple[int, int, int]
 
 
 def _parts(form: str, split: Split, rank: int) -> list[tuple[tuple[int, int], tuple[int, ...]]]:
-    """(sizes, packed shape) of each of a head's three matrices."""
+    """(sizes, packed shape) of each of a head's three."""
     _, plain, value = split
     return [(sizes, panels.shape(form, sizes)[1]) for sizes in ((rank, plain), (plain, rank), (value, rank))]
 
@@ -44,7 +44,8 @@ def pack(matrix: torch.Tensor, form: str, split: Split, out: torch.Tensor) -> No
     """Write `matrix` [H (N + V), R], any float dtype, into `out` of `shape(form, ...)`."""
     plain, rank = split[1], matrix.shape[1]
     for one, place in zip(matrix.unflatten(0, (split[0], -1)), out, strict=True):
-        for part, (_, packed) in zip((one[:plain].T, one[:plain], one[plain:]), _places(place, form, split, rank), strict=True):
+        wanted = one[:plain].T, one[:plain], one[plain:]
+        for part, (_, packed) in zip(wanted, _places(place, form, split, rank), strict=True):
             panels.pack(part.contiguous(), form, packed)
 
 
@@ -54,7 +55,7 @@ def unpack(packed: torch.Tensor, form: str, split: Split, sizes: tuple[int, ...]
 
     rank = sizes[1]
     if tuple(packed.shape) != shape(form, split, rank)[1]:
-        raise InternalError("a packed matrix has another shape", expected=shape(form, split, rank)[1], found=tuple(packed.shape))
+        raise InternalError("a packed latent has another shape", expected=shape(form, split, rank)[1], found=tuple(packed.shape))
     heads = []
     for head in packed:
         _, keys, values = [panels.unpack(part, form, each) for each, part in _places(head, form, split, rank)]

@@ -11,7 +11,6 @@ from glmc.native.cache import parts_of
 from glmc.native.calls import Call, Index, Lowered, Need, Refused, Rows, State, Weight
 from glmc.program import Region, Spec
 
-
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
 """An op's name in a region's text -> what makes calls of it: handler(lowerer, the line's name, arguments ...)."""

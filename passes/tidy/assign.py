@@ -2,7 +2,8 @@
 
     x = layer_norm(...); ...; copy_(slice(x, 1, T), new); use(x)   ->   ...; use(cat([slice(x, 1, 0, T), new], 1))
 
-A tensor whose head and tail are both assigned becomes the two. Left as they are: other assignments, tensors that another view of may be read later, weights and inputs.
+A tensor whose head and tail are both assigned becomes the two. Left as they are: other assignments, tensors that another view
+of may be read later, weights and inputs.
 """
 
 from __future__ import annotations

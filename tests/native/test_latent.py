@@ -82,7 +82,8 @@ def attention(rows, form, chosen=None, top=0, heads=3, plain=6, turned=4, rank=1
     one, (sequences, positions) = One(), step(*rows)
     count, dtype = len(positions), FLOATS[form]
     q = drawn(count, heads * (plain + turned))
-    caches = {"latent": drawn(len(rows), slots, 1, rank, seed=1).to(dtype), "turned": drawn(len(rows), slots, 1, turned, seed=2).to(dtype)}
+    caches = {"latent": drawn(len(rows), slots, 1, rank, seed=1).to(dtype),
+              "turned": drawn(len(rows), slots, 1, turned, seed=2).to(dtype)}
     if spoil:
         caches["latent"][spoil] = torch.nan
     parts = {"keys": Part(1, rank + turned), "values": Part(1, rank, values=True)}
@@ -119,7 +120,8 @@ LIMITS = {"F32": 2e-5, "BF16": 0.03, "Q8": 0.06}
 
 
 @pytest.mark.parametrize("form", LIMITS)
-@pytest.mark.parametrize("rows", [((0, 1),), ((299, 1),), ((0, 5), (130, 3)), ((17, 1), (299, 1), (0, 1)), ((3, 40),), ((128, 70),)])
+@pytest.mark.parametrize("rows", [((0, 1),), ((299, 1),), ((0, 5), (130, 3)), ((17, 1), (299, 1), (0, 1)), ((3, 40),),
+                                  ((128, 70),)])
 def test_closed_or_opened_it_is_the_reference(form, rows):
     for open_from in (0, 1, None):
         found, exact = attention(rows, form, open_from=open_from)
@@ -168,12 +170,13 @@ def chosen_by(rows, top, dtype=torch.float32, heads=13, width=10, slots=300, key
     cache = Cache(1, len(rows), slots, {"keys": Part(1, 2), "values": Part(1, 2, values=True), "index": Part(1, width)}, dtype)
     cache.put("index", keys)
     q, s, out = one.rows(query), one.rows(shares), one.room(top)
-    n = [heads, width, Stride(q.reg), width, Stride(s.reg), Stride(out.reg), top, Layout("form"), Layout("sequence"), Layout("slots")]
+    n = [heads, width, Stride(q.reg), width, Stride(s.reg), Stride(out.reg), top, Layout("form"), Layout("sequence"),
+         Layout("slots")]
     found = one.run("lightning_indexer", n, [q, s, State("index", None), out], (scale,), threads=threads, positions=positions,
                     cache=cache, sequences=sequences)[out.reg].view(torch.int32)
     seen = (torch.arange(slots) <= positions[:, None]).view(count, 1, 1, slots)
-    exact = INDEXER(query.view(count, 1, heads, width).double(), keys[sequences].double(), shares.view(count, 1, heads).double(), seen,
-                    scale=1.0, head_scale=scale, top=top)
+    exact = INDEXER(query.view(count, 1, heads, width).double(), keys[sequences].double(),
+                    shares.view(count, 1, heads).double(), seen, scale=1.0, head_scale=scale, top=top)
     return found, exact.squeeze(1).sort(-1).values, positions
 
 

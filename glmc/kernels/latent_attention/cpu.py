@@ -19,7 +19,7 @@ def run(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, tur
     """q_plain [B, S, H, N], q_turned [B, S, H, E], latent [B, L, 1, R], turned [B, L, 1, E], kv_b [H (N + V), R], visible
     bool [B, 1, S, L], chosen int32 [B, S, T] below L -> [B, H, S, V]."""
     batch, tokens, heads, plain = q_plain.shape
-    slots, rank = latent.shape[1], latent.shape[3]
+    slots = latent.shape[1]
     if chosen is not None:
         among = torch.zeros((batch, tokens, slots), dtype=torch.bool, device=latent.device)
         visible = visible & among.scatter_(-1, chosen.long(), True).unsqueeze(1)
