@@ -49,7 +49,7 @@ def _refused(name: str, expected: Any, found: Any) -> ConfigError:
 
 
 def _one_of(box: Any, name: str, *allowed: Any, at: str = "", need: bool = False) -> Any:
-    """Field `name` of `box`, one of `allowed`; the first of these stands for a field that is not there, unless there is need."""
+    """Field `name` of `box`, one of `allowed`; the first stands for a field that is not there, unless there is need."""
     if not isinstance(box, dict):
         raise _refused(at, "an object", box)
     found = box.get(name, None if need else allowed[0])
