@@ -57,8 +57,9 @@ def halves(codes: np.ndarray) -> np.ndarray:
 
 def even_scale(amax: np.ndarray) -> np.ndarray:
     """Quark's "even" byte of the scale of a group: a quarter of the last whole power is added before its exponent is taken."""
-    bits = amax.astype(np.float32).view(np.uint32) + (1 << 21)
-    return np.where(amax > 0, np.clip((bits >> 23).astype(np.int64) - 127 - 2, -126, 127) + 127, 1).astype(np.uint8)
+    bits = (np.ascontiguousarray(amax, np.float32).view(np.uint32) + (1 << 21)) & 0x7F800000
+    with np.errstate(divide="ignore"):  # what leaves float32 becomes infinite, and then the largest scale
+        return (np.clip(np.log2(bits.view(np.float32)) - 2, -126, 127) + 127).astype(np.uint8)
 
 
 def mx4(weight: np.ndarray, name: str, **_: Any) -> tuple[dict[str, Stored], np.ndarray]:
