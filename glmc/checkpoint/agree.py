@@ -27,10 +27,12 @@ def check_scheme(checkpoint: Checkpoint, scheme: Scheme | None, recipes: Mapping
     if scheme is None:
         _plain(checkpoint, modules)
         return {}
-    sources, faults = _sources(checkpoint, scheme, modules)
+    sources, faulty = _sources(checkpoint, scheme, modules)
+    faults = list(faulty.values())
     excluded = scheme.excludes.over(modules, fused)
     expected = {m for name in linears for m in modules_of(recipes[name])}
-    problems = [line for module in modules if (line := _problem(module, scheme, sources, excluded, expected)) is not None]
+    problems = [line for module in modules if module not in faulty
+                and (line := _problem(module, scheme, sources, excluded, expected)) is not None]
     problems = [f"{line} ({checkpoint.info(line.split(':')[0]).file.name})" for line in problems]
     problems += _partly(scheme, fused, recipes)
     problems += [f"{entry}: an entry of {scheme.listed} that names nothing in the checkpoint"
@@ -54,14 +56,14 @@ def _plain(checkpoint: Checkpoint, modules: Iterable[str]) -> None:
 
 
 def _sources(checkpoint: Checkpoint, scheme: Scheme, modules: Iterable[str],
-             ) -> tuple[dict[str, Source], list[CheckpointError]]:
+             ) -> tuple[dict[str, Source], dict[str, CheckpointError]]:
     found: dict[str, Source] = {}
-    faults: list[CheckpointError] = []
+    faults: dict[str, CheckpointError] = {}
     for module in modules:
         try:
             source = source_of(module + WEIGHT, checkpoint.tensors, scheme.block)
         except CheckpointError as fault:
-            faults.append(fault)
+            faults[module] = fault
             continue
         if source is not None:
             found[module] = source
