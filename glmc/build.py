@@ -18,6 +18,7 @@ from glmc.checkpoint.agree import check_scheme
 from glmc.checkpoint.dequantise import dequantised
 from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.formats import UNUSED
+from glmc.checkpoint.origins import origins
 from glmc.checkpoint.pack import Want, check, pack
 from glmc.checkpoint.packed import Packed
 from glmc.checkpoint.recipe import Concatenate, Recipe
@@ -77,6 +78,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
                                        "broken": surveyed.ledger.broken})
         writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering]})
         writer.add_json("config.json", surveyed.config)
+        writer.add_json("sources.json", origins({name: want.recipe for name, want in wanted.items()}, checkpoint.tensors))
         progress("seal", 0, 1)
         writer.seal(_manifest(surveyed, bounds, checkpoint, leftover, quant), check=checkpoint.check_unchanged)
         progress("seal", 1, 1)

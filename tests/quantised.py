@@ -36,7 +36,7 @@ def e4m3() -> np.ndarray:
 
 
 def nearest(values: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Codes of the nearest values of an ascending table that begins with zero; a tie takes the even code, a sign the top bit."""
+    """Codes of the nearest values of an ascending table that begins with zero; a tie takes the even code, the sign a bit."""
     size = np.abs(values).astype(np.float64)
     above = np.clip(np.searchsorted(table, size), 1, len(table) - 1)
     low, high = size - table[above - 1], table[above] - size
@@ -138,7 +138,8 @@ KINDS = {
     "channel": Kind(f8, "ignore", {**_CT, **_group("channel")}),
     "tensor": Kind(f8, "ignore", {**_CT, **_group("tensor")}, {"block": (0, 0)}),
     "modelopt": Kind(nv4, "ignore", {
-        "quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+        "quant_method": "modelopt", "quant_algo": "NVFP4",
+        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"dynamic": False, "num_bits": 4, "type": "float",
                                                                          "group_size": 16}}}}),
 }
@@ -224,7 +225,8 @@ def written(kind: str, spared: tuple[str, ...] = (), listed: tuple[str, ...] = (
     stored, decoded = encoded(weights, modules, KINDS[kind])
     if draft:
         last = config["num_hidden_layers"]
-        extra = {n.replace(f"layers.{last - 1}.", f"layers.{last}."): t for n, t in weights.items() if f"layers.{last - 1}." in n}
+        before = f"layers.{last - 1}."
+        extra = {n.replace(before, f"layers.{last}."): t for n, t in weights.items() if before in n}
         extra[f"model.layers.{last}.eh_proj.weight"] = torch.randn(64, 128)
         stored |= encoded(extra, linears(extra), KINDS[kind])[0]
     entries = ["lm_head", "model.embed_tokens", *left, *listed]

@@ -42,17 +42,12 @@ def _misfit(param: str, want: Want, checkpoint: Checkpoint) -> str | None:
     if shape != tuple(want.shape):
         return f"{param}: expected shape {list(want.shape)}, found {list(shape)} from {_from(want)}"
     if want.dtype in FLOATS:
-        odd = sorted({leaf.dtype(tensors) for leaf in _leaves(want.recipe)} - set(FLOATS))
+        odd = sorted({leaf.dtype(tensors) for leaf in want.recipe.leaves()} - set(FLOATS))
         if odd:
             return f"{param}: expected dtype {' or '.join(FLOATS)}, found {', '.join(odd)} from {_from(want)}"
     elif dtype != want.dtype:
         return f"{param}: expected dtype {want.dtype}, found {dtype} from {_from(want)}"
     return None
-
-
-def _leaves(recipe: Recipe) -> list[Recipe]:
-    """The steps that read: theirs are the dtypes that matter, since a cast would hide that of what it casts."""
-    return [leaf for part in recipe.parts() for leaf in _leaves(part)] if recipe.parts() else [recipe]
 
 
 def _from(want: Want) -> str:

@@ -30,7 +30,7 @@ def fused_by(last: dict[str, list[str]], name: str) -> dict[str, tuple[str, ...]
 
 @pytest.mark.parametrize("asked", TABLE["results"])
 def test_as_recorded_from_sglang(asked):
-    version, last, name = asked.split("|")
+    _, last, name = asked.split("|")
     recorded, fused = TABLE["results"][asked], fused_by(TABLE["maps"][last], name)
     if isinstance(recorded, str):
         for globs in (False, True):
@@ -138,7 +138,8 @@ def test_what_names_nothing(entry, idle):
 
 
 def test_thousands_of_entries_over_every_module_of_glm_45():
-    modules = [f"model.layers.{n}.mlp.experts.{e}.{p}_proj" for n in range(92) for e in range(160) for p in ("gate", "up", "down")]
+    parts = ("gate", "up", "down")
+    modules = [f"model.layers.{n}.mlp.experts.{e}.{p}_proj" for n in range(92) for e in range(160) for p in parts]
     entries = (*modules[:20_000:4], *(f"model.layers.{n}.self_attn*" for n in range(92)), "model.layers.91.mlp.experts.1*")
     began = time.perf_counter()
     found, idle = Excludes(entries).scan(modules)
