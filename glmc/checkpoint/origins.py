@@ -53,8 +53,9 @@ def _folded(names: Iterable[str]) -> list[str]:
             place.add(number)
     made = []
     for template, places in found.items():
-        text = iter(_runs(place) if len(place) == 1 else f"[{_runs(place)}]" for place in places)
-        made.append(re.sub("\0", lambda _, text=text: next(text), template))
+        first, *rest = template.split("\0")
+        runs = [_runs(place) if len(place) == 1 else f"[{_runs(place)}]" for place in places]
+        made.append(first + "".join(run + piece for run, piece in zip(runs, rest, strict=True)))
     return made
 
 
