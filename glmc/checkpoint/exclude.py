@@ -40,7 +40,8 @@ class Excludes:
 
         Raises ConfigError naming an entry that is no regular expression.
         """
-        spelled = {other: name for name in names for other in _spellings(name)}
+        own = list(names)
+        spelled = {other: name for name in own for other in _spellings(name)} | {name: name for name in own}
         ordered: list[str] = []
         found: dict[str, str] = {}
         idle = []
@@ -95,12 +96,15 @@ class Excludes:
         return name in found or (bool(parts) and len(inside) == len(parts))
 
     def over(self, modules: Iterable[str], fused: Fused) -> dict[str, str]:
-        """Module of the checkpoint -> the entry that excludes it, by its own name or by that of a fused module."""
-        found, _ = self.scan([*modules, *fused])
-        for whole, parts in fused.items():
-            if whole in found:
-                for part in parts:
-                    found.setdefault(part, found[whole])
+        """Module of the checkpoint -> the entry that excludes it, by its own name or by that of a fused module.
+
+        An entry that names modules of the checkpoint means these alone: `*gate*` is not `gate_up_proj`, and so not `up_proj`.
+        """
+        found, rest = self.scan(modules)
+        wholes, _ = Excludes(tuple(rest), self.globs, self.below).scan(fused)
+        for whole, entry in wholes.items():
+            for part in fused[whole]:
+                found.setdefault(part, entry)
         return found
 
     def idle(self, tensors: Iterable[str], fused: Fused, layers: int) -> list[str]:
@@ -115,11 +119,7 @@ class Excludes:
 
 
 def _spellings(name: str) -> list[str]:
-    found = [name]
-    for theirs, listed in _SPELLINGS:
-        if theirs in name:
-            found.append(name.replace(theirs, listed))
-    return found
+    return [name.replace(theirs, listed) for theirs, listed in _SPELLINGS if theirs in name]
 
 
 def _outside(entry: str, layers: int) -> bool:

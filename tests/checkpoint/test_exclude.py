@@ -120,6 +120,19 @@ def test_an_entry_that_names_a_fused_module_excludes_what_it_is_made_from(entry)
     assert Excludes((entry,)).idle([f"{part}.weight" for part in parts], fused, 3) == []
 
 
+@pytest.mark.parametrize("entry", ["*gate*", "re:.*gate", "*.gate_*", "*experts.[0-9].gate_p*"])
+def test_an_entry_that_names_modules_means_no_fused_one(entry):
+    fused = fused_modules(tiny_recipes())
+    parts = fused["model.layers.1.mlp.experts"]
+    assert set(Excludes((entry,)).over(parts, fused)) == {part for part in parts if "gate_proj" in part}
+
+
+def test_a_name_stands_before_another_spelling_of_one():
+    names = ["model.language_model.norm", "model.norm"]
+    assert Excludes(("model.norm",)).scan(names)[0] == {"model.norm": "model.norm"}
+    assert Excludes(("model.norm",)).scan(reversed(names))[0] == {"model.norm": "model.norm"}
+
+
 def test_a_tied_head_is_the_embedding():
     fused = fused_modules({"lm_head.weight": Take("model.embed_tokens.weight")})
     assert Excludes(("lm_head",)).over(["model.embed_tokens"], fused)["model.embed_tokens"] == "lm_head"
