@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ import torch
 from glmc import __version__, families, published
 from glmc.artifact import Artifact
 from glmc.artifact_write import ArtifactWriter
+from glmc.checkpoint.agree import check_scheme
+from glmc.checkpoint.dequantise import dequantised
 from glmc.checkpoint.folder import Checkpoint
+from glmc.checkpoint.formats import UNUSED
+from glmc.checkpoint.origins import origins
 from glmc.checkpoint.pack import Want, check, pack
 from glmc.checkpoint.packed import Packed
 from glmc.checkpoint.recipe import Concatenate, Recipe
-from glmc.errors import ConfigError, NotCompiled, UsageError
+from glmc.checkpoint.scheme import Scheme, scheme_of
+from glmc.errors import NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.machine import cpu_flags
 from glmc.native.keep import QUANTS, Keep, forms, written
@@ -43,12 +49,14 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
     with ArtifactWriter(Path(out)) as writer:
         checkpoint = Checkpoint.open(source)
         bounds = _bounds(_compilable(checkpoint.config, source), max_len, max_batch)
+        scheme = scheme_of(checkpoint.config)
         surveyed = survey(source, machine, dtype, progress)
         computed = published.computed_buffers(surveyed.module)
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
         keeps = forms(surveyed.program, quant) if machine.engine == "native" else {}
-        wanted = _wanted(surveyed, buffers, keeps)
-        leftover = check(checkpoint, wanted, surveyed.family.leftovers(surveyed.dims))
+        wanted = _wanted(surveyed, buffers, keeps, _recipes(surveyed, checkpoint, scheme))
+        leftover = check(checkpoint, wanted, [*surveyed.family.leftovers(surveyed.dims), *([UNUSED] if scheme else [])])
+        surveyed.notes += _drafts(leftover, surveyed.dims.layers)
         layout = [(name, *keeps[name].stored()) if name in keeps else (name, _SAFETENSORS[d], tuple(shape))
                   for name, (d, shape) in surveyed.weights.items()]
         files = checkpoint.extra_files()
@@ -69,6 +77,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
                                        "broken": surveyed.ledger.broken})
         writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering]})
         writer.add_json("config.json", surveyed.config)
+        writer.add_json("sources.json", origins({name: want.recipe for name, want in wanted.items()}, checkpoint.tensors))
         progress("seal", 0, 1)
         writer.seal(_manifest(surveyed, bounds, checkpoint, leftover, quant), check=checkpoint.check_unchanged)
         progress("seal", 1, 1)
@@ -81,9 +90,6 @@ def _compilable(config: dict[str, Any], source: Any) -> Dims:
     dims = family.read(config)
     if not hasattr(family, "recipe"):
         raise NotCompiled(f"this version plans {dims.model_type} and does not compile it", file=source, field="model_type")
-    if dims.quantised is not None:
-        raise ConfigError("quantised checkpoints are not read by this family yet", file="config.json",
-                          field="quantization_config", found=dims.quantised, hint="use the bfloat16 checkpoint")
     return dims
 
 
@@ -112,21 +118,32 @@ def _quant(quant: str | None, target: Target) -> str | None:
     return quant
 
 
-def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor], keeps: dict[str, Keep]) -> dict[str, Want]:
-    family, dims = surveyed.family, surveyed.dims
+def _recipes(surveyed: Survey, checkpoint: Checkpoint, scheme: Scheme | None) -> dict[str, Recipe]:
+    """Of every parameter, published or joined; quantised weights are decoded. Raises what `check_scheme` raises."""
+    family, dims, tensors = surveyed.family, surveyed.dims, checkpoint.tensors
+    made = {name: family.recipe(name, dims) for name, _ in surveyed.module.named_parameters(remove_duplicate=False)}
+    made |= {name: family.recipe(name, dims) for name in surveyed.weights if name not in made | surveyed.joined}
+    made |= {name: Concatenate(tuple(made[part] for part in parts), 0) for name, parts in surveyed.joined.items()}
+    check_scheme(checkpoint, scheme, made, published.linear_weights(surveyed.module), dims.layers)
+    return made if scheme is None else {name: dequantised(recipe, tensors, scheme.block) for name, recipe in made.items()}
 
-    def recipe(name: str) -> Recipe:
-        parts = surveyed.joined.get(name)
-        return family.recipe(name, dims) if parts is None else Concatenate(tuple(family.recipe(p, dims) for p in parts), 0)
 
+def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor], keeps: dict[str, Keep], recipes: dict[str, Recipe],
+            ) -> dict[str, Want]:
     def want(name: str, dtype: str, shape: tuple[int, ...]) -> Want:
         keep = keeps.get(name)
         if keep is None:
-            return Want(recipe(name), shape, _SAFETENSORS[dtype])
+            return Want(recipes[name], shape, _SAFETENSORS[dtype])
         stored, packed = keep.stored()
-        return Want(Packed(recipe(name), keep) if keep.packed else recipe(name), packed, stored)
+        return Want(Packed(recipes[name], keep) if keep.packed else recipes[name], packed, stored)
 
     return {name: want(name, d, shape) for name, (d, shape) in surveyed.weights.items() if name not in buffers}
+
+
+def _drafts(leftover: list[str], layers: int) -> list[str]:
+    """A note on the layers that predict further tokens, which the published model does not have."""
+    found = [int(m[1]) for name in leftover if (m := re.match(r"model\.layers\.(\d+)\.", name)) and int(m[1]) >= layers]
+    return [f"layers {sorted(set(found))} predict further tokens and are left out: {len(found)} tensors"] if found else []
 
 
 def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, progress: Progress) -> None:

@@ -130,6 +130,20 @@ class WeightMismatch(CheckpointError):
     code = "weight-mismatch"
 
 
+class WeightNotFinite(CheckpointError):
+    """A quantised weight or its scale holds what is not a finite number."""
+
+    code = "weight-not-finite"
+    hint = "download the file again and compare its checksum with the publisher's"
+
+
+class SchemeMismatch(CheckpointError):
+    """quantization_config and the tensors do not agree on what is quantised."""
+
+    code = "scheme-mismatch"
+    hint = "nothing is guessed: a weight has a scale if, and only if, the configuration says that it is quantised"
+
+
 class CheckpointChanged(CheckpointError):
     """The checkpoint was edited while it was being compiled."""
 

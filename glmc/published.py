@@ -186,3 +186,19 @@ def computed_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
             fresh = type(module)(module.config)
             made[f"{path}.{name}"] = getattr(fresh, name).detach()
     return made
+
+
+def linear_weights(model: nn.Module) -> list[str]:
+    """The parameters that quantisation is about: matrices of `nn.Linear`, and experts stacked in three dims.
+
+    Not a matrix that is an embedding too (a tied head), nor a router's, which is a parameter of a class of its own.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            found += [f"{path}.weight"] if id(module.weight) not in tables else []
+        else:
+            found += [f"{path}.{name}" for name, own in module.named_parameters(recurse=False)
+                      if own.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)]
+    return found

@@ -1,7 +1,8 @@
 """The published transformers model of a checkpoint, on the CPU: a decoder layer holds weights only while it runs.
 
 transformers names and merges the tensors by its own rules (not by our recipes, so that a wrong recipe is seen); only the
-bytes come through our reader. Held at once: what lies outside the layers, one layer, and the tensors it is made from.
+bytes come through our reader, which decodes quantised ones. Held at once: what lies outside the layers, one layer, and the
+tensors it is made from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import nn
 
 from glmc import published
+from glmc.checkpoint.dequantise import Expanded
 from glmc.checkpoint.folder import Checkpoint, listing
+from glmc.checkpoint.scheme import scheme_of
 from glmc.errors import ConfigError, WeightMismatch, WeightMissing
 
 LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)(?=\.|$)")
@@ -148,7 +151,9 @@ class Streamed:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        scheme = scheme_of(checkpoint.config)
         self.checkpoint, self.dtype = checkpoint, dtype
+        self.expanded = Expanded(checkpoint, scheme.block if scheme else None)
         self.model = build(checkpoint.config, dtype)
         self.computed = published.computed_buffers(self.model)
         self.conversions: Any = get_model_conversion_mapping(self.model)
@@ -199,11 +204,11 @@ class Streamed:
         from transformers.modeling_utils import LoadStateDictConfig
 
         number = LAYER.match(path)[1] if path else None  # type: ignore[index]
-        names = [n for n in self.checkpoint.tensors if (m[1] if (m := LAYER.match(n)) else None) == number]
+        names = [n for n in self.expanded.names() if (m[1] if (m := LAYER.match(n)) else None) == number]
         setup = LoadStateDictConfig(weight_mapping=self.conversions, dtype=self.dtype,
                                     device_map={"": "cpu"})
         info, _ = convert_and_load_state_dict_in_model(
-            model=self.model, state_dict={n: self.checkpoint.read(n) for n in names}, load_config=setup)
+            model=self.model, state_dict={n: self.expanded.read(n) for n in names}, load_config=setup)
         for name, tensor in self.computed.items():
             if name.startswith(f"{path}.") if path else not LAYER.match(name):
                 owner, _, own = name.rpartition(".")

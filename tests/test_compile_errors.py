@@ -135,11 +135,13 @@ def test_an_absurd_field(tmp_path, family, field, value):
     assert fault.value.exit == 3
 
 
-def test_a_quantised_checkpoint_is_planned_and_not_compiled(source, out):
-    configure(source, quantization_config={"bits": 4})
-    with pytest.raises(ConfigError, match="quantised") as fault:
+@pytest.mark.parametrize("method", ["gptq", "awq", None])
+def test_a_quantisation_that_is_not_read_is_planned_and_not_compiled(source, out, method):
+    configure(source, quantization_config={"bits": 4, "quant_method": method})
+    with pytest.raises(ConfigError, match="quantisation") as fault:
         compiled(source, out)
-    assert fault.value.field == "quantization_config"
+    assert fault.value.field == "quantization_config.quant_method"
+    assert fault.value.found == method
     assert fault.value.exit == 3
     assert left(out) == []
     assert any("not compiled" in note for note in glmc.plan(source).notes)

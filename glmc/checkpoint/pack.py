@@ -42,7 +42,7 @@ def _misfit(param: str, want: Want, checkpoint: Checkpoint) -> str | None:
     if shape != tuple(want.shape):
         return f"{param}: expected shape {list(want.shape)}, found {list(shape)} from {_from(want)}"
     if want.dtype in FLOATS:
-        odd = sorted({tensors[name].dtype for name in want.recipe.names()} - set(FLOATS))
+        odd = sorted({leaf.dtype(tensors) for leaf in want.recipe.leaves()} - set(FLOATS))
         if odd:
             return f"{param}: expected dtype {' or '.join(FLOATS)}, found {', '.join(odd)} from {_from(want)}"
     elif dtype != want.dtype:

@@ -35,6 +35,10 @@ class Recipe(ABC):
     def parts(self) -> tuple[Recipe, ...]:
         """The steps directly below."""
 
+    def leaves(self) -> list[Recipe]:
+        """The steps that read: their dtypes are the file's, which a cast would hide."""
+        return [leaf for part in self.parts() for leaf in part.leaves()] or [self]
+
     @abstractmethod
     def shape(self, tensors: Tensors) -> tuple[int, ...]:
         """The result's shape. Raises WeightMissing, or WeightMismatch when the parts do not fit together."""

@@ -13,6 +13,8 @@ from glmc.cli import arguments, show
 from glmc.errors import DamagedArtifact
 from glmc.program import KERNELS, Program, Region
 
+SOURCES = "sources.json"
+
 
 def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
     """Show what an artefact holds: manifest, files, regions, ledger, proofs. Reads no weights."""
@@ -22,7 +24,8 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         ledger, proofs = opened.json("ledger.json"), opened.json("proofs.json")
         if json:
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": program.to_json(),
-                       **ledger, **proofs, **({"kernels": _built(opened)} if KERNELS in opened.files else {})})
+                       **ledger, **proofs, **({"sources": opened.json(SOURCES)} if SOURCES in opened.files else {}),
+                       **({"kernels": _built(opened)} if KERNELS in opened.files else {})})
             return
         show.console().print(
             _summary(opened), show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
@@ -92,6 +95,12 @@ def _regions(program: Program) -> Table:
                        len(region.body) - 1) for name, region in program.regions.items()])
 
 
+def _sources(sources: dict[str, Any]) -> str:
+    """What sources.json says in a line: tensors read, weights by form, tensors that nothing read."""
+    forms = ", ".join(f"{count:,} {form}" for form, count in sources["forms"].items())
+    return f"{sources['read']:,} tensors (weights: {forms}); {sources['unread']['count']:,} unread"
+
+
 def _summary(opened: Artifact) -> Table:
     manifest = opened.manifest
     bounds = manifest["bounds"]
@@ -108,5 +117,6 @@ def _summary(opened: Artifact) -> Table:
         "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
                     else "any CPU" if manifest["engine"] == "native" else manifest["target"],
         "source": manifest["source"],
+        **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values())),
     })

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from glmc.checkpoint.scheme import METHODS
 from glmc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,9 +110,13 @@ def quantised(config: dict[str, Any]) -> str | None:
 
 
 def notes(dims: Dims) -> list[str]:
-    """What a plan says about a quantised checkpoint."""
-    return [] if dims.quantised is None else [
-        f"the checkpoint is quantised ({dims.quantised}); it is planned as if it were not, and it is not compiled"]
+    """What is said about a quantised checkpoint."""
+    if dims.quantised is None:
+        return []
+    if dims.quantised not in METHODS:
+        return [f"the checkpoint is quantised ({dims.quantised}); it is planned as if it were not, and it is not compiled: "
+                f"only {', '.join(METHODS)} are read"]
+    return [f"the checkpoint is quantised ({dims.quantised}); all sizes are those of its weights expanded to the dtype"]
 
 
 def _rotary(config: dict[str, Any], head_dim: int, partial: float) -> int:

@@ -38,7 +38,8 @@ def parts_of(specs: Mapping[str, Spec]) -> dict[str, Part]:
     if odd and any(spec.dtype == "bfloat16" for spec in specs.values()):
         raise Refused(f"a cache of an odd number of channels: {odd[0]}")
     if heads:
-        return {name: Part(*sizes[name], values=name == "values") for name in ("keys", "values")}
+        count, width = sizes["keys"]
+        return {"keys": Part(count, width), "values": Part(count, width, values=True)}
     rank = sizes["latent"][1]
     index = {"index": Part(1, sizes["index"][1])} if "index" in sizes else {}
     return {"keys": Part(1, rank + sizes["turned"][1]), "values": Part(1, rank, values=True), **index}

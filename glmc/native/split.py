@@ -55,7 +55,8 @@ def unpack(packed: torch.Tensor, form: str, split: Split, sizes: tuple[int, ...]
 
     rank = sizes[1]
     if tuple(packed.shape) != shape(form, split, rank)[1]:
-        raise InternalError("a packed latent has another shape", expected=shape(form, split, rank)[1], found=tuple(packed.shape))
+        raise InternalError("a packed latent has another shape", expected=shape(form, split, rank)[1],
+                            found=tuple(packed.shape))
     heads = []
     for head in packed:
         _, keys, values = [panels.unpack(part, form, each) for each, part in _places(head, form, split, rank)]

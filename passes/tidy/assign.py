@@ -46,10 +46,11 @@ def _assignment(graph: fx.Graph, node: fx.Node, place: dict[fx.Node, int]) -> in
     later = [u for u in whole.users if u not in place or place[u] > place[node]]
     value = whole.meta["val"]
     with graph.inserting_before(node):
+        kept = None if head else _head_of(whole, dim, start)
         if head:
             kept = graph.call_function(_A.slice.Tensor, (whole, dim, end, _END, 1))
             kept.meta = {**node.meta, "val": value.narrow(dim, end, value.shape[dim] - end)}
-        elif (kept := _head_of(whole, dim, start)) is None:
+        elif kept is None:
             kept = graph.call_function(_A.slice.Tensor, (whole, dim, 0, start, 1))
             kept.meta = {**node.meta, "val": _head(value, dim, start)}
         joined = graph.call_function(_A.cat.default, ([new, kept] if head else [kept, new], dim))
