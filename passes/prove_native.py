@@ -20,6 +20,7 @@ import torch
 from glmc.errors import NumericError
 from glmc.native import panels
 from glmc.native.alone import alone_with
+from glmc.native.calls import Weight
 from glmc.native.compose import whole
 from glmc.native.keep import Keep
 from glmc.native.lower import lowered
@@ -181,16 +182,19 @@ def _chosen(position: int, top: int, draw: torch.Generator) -> torch.Tensor:
 
 def _fewer_experts(region: Region, keeps: dict[str, Keep]) -> tuple[Region, dict[str, Keep], str] | None:
     """The region with as many experts as fit, if its experts are what is large."""
-    call = next((c for c in lowered(region).calls if c.kernel == "moe_route"), None)
+    calls = lowered(region).calls
+    call = next((c for c in calls if c.kernel == "moe_route"), None)
     if call is None:
         return None
     count, groups, _, top = call.n[:4]
+    each = {p.name for c in calls if c is call or c.kernel == "moe_experts" or c.writes == (call.p[0].reg,)
+            for p in c.p if isinstance(p, Weight)}
     few = groups * max(2, -(-2 * top // groups))
     if few >= count:
         return None
-    less = {n: dataclasses.replace(k, sizes=(few, *k.sizes[1:])) if k.sizes[0] == count else k for n, k in keeps.items()}
+    less = {n: dataclasses.replace(k, sizes=(few, *k.sizes[1:])) if n in each else k for n, k in keeps.items()}
     if sum(math.prod(k.sizes) for k in less.values()) > _MOST:
         return None
-    inputs = tuple((n, r, Spec(s.dtype, (few, *s.shape[1:])) if r == "weight" and s.shape[0] == count else s)
+    inputs = tuple((n, r, Spec(s.dtype, (few, *s.shape[1:])) if n in each else s)
                    for n, r, s in region.inputs)
     return dataclasses.replace(region, inputs=inputs), less, f"with {few} experts of {count}"
