@@ -2,8 +2,8 @@
 
 The weights are random and in the forms that the artefact will have; the text is run on what those forms hold, so that what is
 judged is the code and not the rounding of weights. In float32 the worst error may be 1e-4 of the largest value; in bfloat16
-twice that of the text run in bfloat16, plus one rounding step; where weights are quantised activations are too, in groups of 32
-to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, so that no near tie decides.
+twice that of the text run in bfloat16, plus one rounding step; where weights of 4 or 8 bits are multiplied as whole numbers
+activations are rounded too, in groups of 32 to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, so that no near tie decides.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     draw = torch.Generator().manual_seed(11)
     weights = {name: _weight(name, keep, region, draw) for name, keep in keeps.items()}
     wide, low = _widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
-    quantised = any(k.form in panels.FORMS[2:] for k in keeps.values())
+    quantised = any(k.rounds for k in keeps.values())
     worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
     for sizes in _SHAPES:
         given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}

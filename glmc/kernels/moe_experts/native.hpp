@@ -1,6 +1,7 @@
 // y [T, H]: each token through its chosen experts, weighted. Only chosen experts are read, each once for all its tokens.
 //
-// n: H, I, E, top, x's stride, y's stride, stride of weights and experts, form.  p: x, weights, experts, gate_up, down, y.
+// n: H, I, E, top, x's stride, y's stride, stride of weights and experts, forms of gate_up and down.
+// p: x, weights, experts, gate_up, down, y.
 #pragma once
 
 #include "kernels/linear/native.hpp"
@@ -42,8 +43,7 @@ inline void moe_experts(const Context& c, const Instruction& it) {
     }
     with_form(it.n[7], [&](auto form) {
         using Form = decltype(form);
-        int64_t x_bytes = row_stride(Form::row_bytes(h)), h_bytes = row_stride(Form::row_bytes(inner));
-        int64_t gate_panels = (inner + W - 1) / W, down_panels = (h + P - 1) / P;
+        int64_t x_bytes = row_stride(Form::row_bytes(h)), gate_panels = (inner + W - 1) / W;
         c.share(tokens, [&](int64_t t) { Form::prepare((const float*)it.p[0] + t * it.n[4], h, x_rows + t * x_bytes); });
         c.barrier();
         c.each(0, *count * gate_panels, [&](int64_t task) {
@@ -57,7 +57,11 @@ inline void moe_experts(const Context& c, const Instruction& it) {
                                        store_lanes(hidden + (first + r) * inner + column, silu(gate) * up, n);
                                    });
         });
-        c.barrier();
+    });
+    c.barrier();
+    with_form(it.n[8], [&](auto form) {
+        using Form = decltype(form);
+        int64_t h_bytes = row_stride(Form::row_bytes(inner)), down_panels = (h + P - 1) / P;
         c.share(pairs, [&](int64_t i) { Form::prepare(hidden + i * inner, inner, h_rows + i * h_bytes); });
         c.barrier();
         c.each(1, *count * down_panels, [&](int64_t task) {
