@@ -2,8 +2,9 @@
 
 The weights are random and in the forms that the artefact will have; the text is run on what those forms hold, so that what is
 judged is the code and not the rounding of weights. In float32 the worst error may be 1e-4 of the largest value; in bfloat16
-twice that of the text run in bfloat16, plus one rounding step; where weights of 4 or 8 bits are multiplied as whole numbers
-activations are rounded too, in groups of 32 to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, so that no near tie decides.
+twice that of the text run in bfloat16, plus one rounding step; where weights are multiplied as whole numbers activations are
+rounded too, in groups of 32 to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, so that no near tie
+decides.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
     for sizes in _SHAPES:
         given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
-        plain = {n: keeps[n].plain(w) for n, w in weights.items()}
-        exact = _run(Bound(wide, "cpu"), wide, {**given, **plain})
-        text = _run(Bound(region, "cpu"), region, {**given, **plain}) if low else exact
+        held = {n: keeps[n].held(w) for n, w in weights.items()}
+        exact = _run(Bound(wide, "cpu"), wide, {**given, **held})
+        text = _run(Bound(region, "cpu"), region, {**given, **held}) if low else exact
         ours = _run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})
         scales = [max(float(e.abs().max()), 1e-6) for e in exact]
         errors = [max((_apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0)

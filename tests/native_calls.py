@@ -13,15 +13,28 @@ from glmc.native.keep import Keep
 
 VARIANTS = [name for name, needs in native.VARIANTS.items() if name in native.built() and set(needs) <= set(cpu_flags())]
 """The builds of the library that this CPU can run."""
+WAYS = (*panels.FORMS, *(f"{form}-exact" for form in panels.CODED))
+"""Every way to multiply: a form, or with `-exact` a form's float32 with activations as they are."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
 
 
-def packed(matrix: torch.Tensor, form: str, halves: bool = False) -> tuple[torch.Tensor, Keep]:
-    """A matrix in a form, and the note of it."""
-    keep = Keep(form, tuple(matrix.shape), "float32", halves)
+def keep_of(way: str, sizes: tuple[int, ...], halves: bool = False) -> Keep:
+    """The note of a matrix that is multiplied in one of WAYS."""
+    form, _, exact = way.partition("-")
+    return Keep(form, sizes, "float32" if exact or form not in panels.CODED else "bfloat16", halves)
+
+
+def room(keep: Keep) -> torch.Tensor:
+    """Memory for what `keep` notes, with something else in it."""
     dtype, shape = keep.stored()
-    out = torch.full(shape, 77, dtype=DTYPES[dtype])
-    panels.pack(matrix, form, out, halves)
+    return torch.full(shape, 77, dtype=DTYPES[dtype])
+
+
+def packed(matrix: torch.Tensor, way: str, halves: bool = False) -> tuple[torch.Tensor, Keep]:
+    """A matrix to be multiplied in one of WAYS, and the note of it."""
+    keep = keep_of(way, tuple(matrix.shape), halves)
+    out = room(keep)
+    panels.pack(matrix, keep.form, out, halves)
     return out, keep
 
 
@@ -63,13 +76,14 @@ class One:
         return [executor.rows(reg, count).clone() for reg in self.widths]
 
 
-def product(x: torch.Tensor, matrix: torch.Tensor, form: str, bias: torch.Tensor | None = None,
+def product(x: torch.Tensor, matrix: torch.Tensor | tuple[torch.Tensor, Keep], way: str = "", bias: torch.Tensor | None = None,
             residual: torch.Tensor | None = None, threads: int = 2) -> torch.Tensor:
-    """x [T, K] times a matrix [N, K] in a form."""
+    """x [T, K] times a matrix [N, K], packed already or to be."""
     one = One()
     rows = one.rows(x)
-    weight = one.weight(*packed(matrix, form))
+    held, keep = packed(matrix, way) if isinstance(matrix, torch.Tensor) else matrix
+    weight = one.weight(held, keep)
     more = None if residual is None else one.rows(residual)
-    out = one.room(matrix.shape[0])
-    n = [x.shape[1], matrix.shape[0], Stride(rows.reg), Stride(out.reg), Form(weight.name), Stride(more.reg) if more else 0]
+    out = one.room(keep.sizes[0])
+    n = [x.shape[1], keep.sizes[0], Stride(rows.reg), Stride(out.reg), Form(weight.name), Stride(more.reg) if more else 0]
     return one.run("linear", n, [rows, weight, None if bias is None else one.weight(bias), out, more], threads=threads)[out.reg]

@@ -65,8 +65,11 @@ class Keep:
         """The published weight again, but for what the form rounded, in its own dtype."""
         import torch
 
-        whole = panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
-        return whole.to(getattr(torch, self.dtype))
+        return self.held(tensor).to(getattr(torch, self.dtype))
+
+    def held(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What is multiplied by: float32 of a packed matrix, anything else as it is."""
+        return panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
 
     def to_json(self) -> dict[str, Any]:
         return {"form": self.form, "sizes": list(self.sizes), "dtype": self.dtype, "halves": self.halves}

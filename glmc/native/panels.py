@@ -40,7 +40,8 @@ def shape(form: str, sizes: tuple[int, ...], halves: bool = False) -> tuple[str,
     groups = _up(width, GROUP)
     rest: tuple[int, ...] = {
         "F32": (width, PANEL), "BF16": (_up(width, 2), PANEL, 2), "Q8": (groups, 1088), "Q4": (groups, 576),
-        "MX4": (_up(groups, 2), 1088), "F8": (128 * (_up(width, F8_GROUP) + _up(width, 4)),), "NV4": (128 + 576 * groups,)}[form]
+        "MX4": (_up(groups, 2), 1088), "F8": (128 * (_up(width, F8_GROUP) + _up(width, 4)),), "NV4": (128 + 576 * groups,),
+    }[form]
     return form if form in ("F32", "BF16") else "U8", (*experts, panels, *rest)
 
 

@@ -1,4 +1,4 @@
-"""Floats to the codes and scales of MXFP4, FP8 and NVFP4, as published quantisers make them: for weights drawn to be proved with."""
+"""Floats to the codes and scales of MXFP4, FP8 and NVFP4 as published quantisers make them: for weights that are drawn."""
 
 from __future__ import annotations
 
