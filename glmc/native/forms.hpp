@@ -68,8 +68,16 @@ inline void rows_of_tile(const char* const* a, int rows, const char* panel, int 
         for (int m = 0; m < M; m++) done(m, y[m][0], y[m][1]);
     }
 }
+// Bytes that a panel may take when it is opened.
+inline int64_t open_room(int64_t k) { return 2 * P * (k + 4) + 4 * P * (k / F8::group + 1) + 64; }
+// room: memory for that, where panels of the form are opened for many rows.
 template <class Form, class F>
-inline void panel_times_rows(const char* const* a, int rows, const char* panel, int k, F done) {
+inline void panel_times_rows(const char* const* a, int rows, const char* panel, int k, char* room, F done) {
+    if constexpr (requires { Form::few; })
+        if (rows > Form::few) {
+            Form::open(panel, k, room);
+            return panel_times_rows<typename Form::Opened>(a, rows, room, k, room, done);
+        }
     for (int at = 0, left = (rows + Form::most - 1) / Form::most; left > 0; left--) {  // tiles of nearly equal size
         int count = (rows - at + left - 1) / left;
         rows_of_tile<Form, Form::most>(a + at, count, panel, k, [&](int m, vf low, vf high) { done(at + m, low, high); });

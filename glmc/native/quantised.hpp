@@ -36,7 +36,7 @@ struct Mx {
     static const char* codes(const char* panel, int g) { return panel + int64_t(g / 2) * step + 2 * P + g % 2 * (G * P / 2); }
     // Half of the scale, since codes are doubled: for 0 and 1 it is a denormal.
     static vf scale(const char* panel, int g, int, int v) {
-        vi b = glmc::bytes(panel + int64_t(g / 2) * step + g % 2 * P + W * v);
+        vi b = __builtin_convertvector(glmc::bytes(panel + int64_t(g / 2) * step + g % 2 * P + W * v), vi);
         return select(b < 2, (vf)((b + 1) << 21), (vf)((b - 1) << 23));
     }
     static vi bytes(vi line, int quad) { return doubled((quad ? line >> 4 : line) & 0x0f0f0f0f); }
@@ -49,8 +49,8 @@ struct Nv {
     static int64_t panel_bytes(int k) { return 4 * P + int64_t(groups(k)) * step; }
     static const char* codes(const char* panel, int g) { return panel + 4 * P + int64_t(g) * step + 2 * P; }
     static vf scale(const char* panel, int g, int part, int v) {
-        vi e = glmc::bytes(panel + 4 * P + int64_t(g) * step + P * part + W * v);
-        return half(__builtin_convertvector((e & 0x7f) << 7 | (e & 0x80) << 8, vh));
+        vh e = glmc::bytes(panel + 4 * P + int64_t(g) * step + P * part + W * v);
+        return half((e & 0x7f) << 7 | (e & 0x80) << 8);
     }
     static vf factor(const char* panel, int v) { return load<vf>(panel + 4 * W * v); }
     static vi bytes(vi line, int quad) { return Mx::bytes(line, quad); }

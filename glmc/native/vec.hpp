@@ -102,10 +102,14 @@ inline vf half(vh h) {
     return (vf)((vu)scaled | more | (u & 0x8000) << 16);
 #endif
 }
-// Sixteen bytes as whole numbers.
-inline vi bytes(const void* p) {
+// Sixteen bytes as whole numbers, by hand, since the compiler would take them out one by one.
+inline vh bytes(const void* p) {
+#if defined(__AVX2__)
+    return (vh)_mm256_cvtepu8_epi16(load<__m128i>(p));
+#else
     typedef uint8_t vb __attribute__((vector_size(16)));
-    return __builtin_convertvector(load<vb>(p), vi);
+    return __builtin_convertvector(load<vb>(p), vh);
+#endif
 }
 
 // acc[i] += w[i].low * x.low + w[i].high * x.high over pairs of bfloat16.

@@ -14,7 +14,9 @@ inline int64_t experts_shared(const Instruction& it, int64_t tokens, int64_t) {
     int64_t pairs = tokens * it.n[3];
     return up64(16 * (pairs + it.n[2] + 4)) + tokens * row_room(it.n[0]) + pairs * (row_room(it.n[1]) + up64(4 * it.n[1]) + up64(4 * it.n[0]));
 }
-inline int64_t experts_scratch(const Instruction&, int64_t tokens) { return 8 * tokens; }
+inline int64_t experts_scratch(const Instruction& it, int64_t tokens) {
+    return 8 * tokens + 64 + open_room(std::max(it.n[0], it.n[1]));
+}
 
 inline void moe_experts(const Context& c, const Instruction& it) {
     int64_t h = it.n[0], inner = it.n[1], experts = it.n[2], top = it.n[3], tokens = c.rows(it), pairs = tokens * top;
@@ -53,7 +55,7 @@ inline void moe_experts(const Context& c, const Instruction& it) {
             for (int64_t r = 0; r < rows; r++) a[r] = x_rows + order[first + r] / top * x_bytes;
             int n = inner - column < W ? int(inner - column) : W;
             panel_times_rows<Form>(a, rows, (const char*)it.p[3] + (e * gate_panels + panel) * Form::panel_bytes(h), h,
-                                   [&](int r, vf gate, vf up) {
+                                   opened(c, rows), [&](int r, vf gate, vf up) {
                                        store_lanes(hidden + (first + r) * inner + column, silu(gate) * up, n);
                                    });
         });
@@ -71,7 +73,7 @@ inline void moe_experts(const Context& c, const Instruction& it) {
             for (int64_t r = 0; r < rows; r++) a[r] = h_rows + (first + r) * h_bytes;
             int low_n = h - column < W ? int(h - column) : W, high_n = h - column - W < W ? int(h - column - W) : W;
             panel_times_rows<Form>(a, rows, (const char*)it.p[4] + (e * down_panels + panel) * Form::panel_bytes(inner), inner,
-                                   [&](int r, vf low, vf high) {
+                                   opened(c, rows), [&](int r, vf low, vf high) {
                                        float* to = returned + (first + r) * h + column;
                                        store_lanes(to, low, low_n);
                                        if (high_n > 0) store_lanes(to + W, high, high_n);
