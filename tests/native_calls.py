@@ -63,7 +63,7 @@ class One:
         return Weight(name, None)
 
     def run(self, kernel: str, n: list, p: list, f: tuple[float, ...] = (), threads: int = 2, tokens: int | None = None,
-            positions: torch.Tensor | None = None) -> list[torch.Tensor]:
+            positions: torch.Tensor | None = None, ids: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Run it; every register afterwards, [T, width]. Rooms hold NaN before."""
         count = tokens or len(next(iter(self.given.values())))
         call = Call(kernel, n, p, list(f), tuple(r for r in self.widths if r not in self.given))
@@ -72,7 +72,7 @@ class One:
         for reg in self.widths:
             executor.rows(reg, count).copy_(self.given.get(reg, torch.full((count, self.widths[reg]), torch.nan)))
         where = torch.zeros(count, dtype=torch.int64) if positions is None else positions
-        executor.run(torch.zeros(count, dtype=torch.int64), where, torch.zeros(count, dtype=torch.int64), where[:0], None)
+        executor.run(torch.zeros(count, dtype=torch.int64) if ids is None else ids, where, torch.zeros(count, dtype=torch.int64), where[:0], None)
         return [executor.rows(reg, count).clone() for reg in self.widths]
 
 
