@@ -24,8 +24,8 @@ from glmc.native.keep import Keep
 from glmc.native.quantise import quantised
 
 BARS = {"MX4": 1.5, "F8": 1.5}
-HOW = ("A matrix larger than the caches in each form, random; a product is one call of the native library's `linear`, and of a "
-       "round the median of several; contenders take turns. Ratios are to BF16 in the same run. Packing is on one thread, from a "
+HOW = ("A random matrix larger than the caches, in each form; a product is one call of the native library's `linear`, and a "
+       "sample the median of five; contenders take turns. Ratios are to BF16 in the same run. Packing is on one thread, from a "
        "checkpoint's codes for MX4, F8 and NV4, else from bfloat16; bytes are those of the source")
 
 

@@ -205,7 +205,8 @@ def test_experts_whose_two_matrices_differ_in_form(variant, first, second, monke
     one = One()
     rows, shares = one.rows(torch.randn(4, 64, generator=draw)), one.rows(torch.ones(4, 1))
     ids = one.rows(torch.tensor([[0], [2], [2], [1]]).int().view(torch.float32))
-    w1, w2, out = one.weight(*native_calls.packed(gate_up, first, True)), one.weight(*native_calls.packed(down, second)), one.room(64)
+    w1, w2 = one.weight(*native_calls.packed(gate_up, first, True)), one.weight(*native_calls.packed(down, second))
+    out = one.room(64)
     n = [64, 20, 3, 1, Stride(rows.reg), Stride(out.reg), Stride(shares.reg), Form(w1.name), Form(w2.name)]
     found = one.run("moe_experts", n, [rows, shares, ids, w1, w2, out])[out.reg]
     held = [one.kept[w.name].held(one.weights[w.name]) for w in (w1, w2)]
