@@ -72,7 +72,8 @@ class One:
         for reg in self.widths:
             executor.rows(reg, count).copy_(self.given.get(reg, torch.full((count, self.widths[reg]), torch.nan)))
         where = torch.zeros(count, dtype=torch.int64) if positions is None else positions
-        executor.run(torch.zeros_like(where) if ids is None else ids, where, torch.zeros(count, dtype=torch.int64), where[:0], None)
+        zeros = torch.zeros_like(where)
+        executor.run(zeros if ids is None else ids, where, zeros, where[:0], None)
         return [executor.rows(reg, count).clone() for reg in self.widths]
 
 
