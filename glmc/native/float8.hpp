@@ -39,7 +39,7 @@ inline vi pair8(vi line, int high) {
 }
 
 struct F8 {
-    static constexpr int most = 6, group = 128;
+    static constexpr int most = 8, group = 128;
     static constexpr int few = 24;  // rows up to which every tile decodes for itself, and a panel is not opened for all
     static constexpr int64_t step = 4 * P + group * P;
     static int64_t row_bytes(int k) { return int64_t(k + 3) / 4 * 8; }
