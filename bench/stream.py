@@ -29,10 +29,10 @@ CONFIG: dict[str, Any] = {
     "num_experts_per_tok": 6, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
     "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
     "pad_token_id": 0, "eos_token_id": None}
-HOW = ("a glm4_moe of random numbers in bfloat16, four safetensors files, compiled in a fresh process for target cpu with an empty "
-       "cache of pages (where this process may drop it). `cat` copies the four files on the same disk and syncs, just before and just "
-       "after. Throughput is the checkpoint's bytes over the seconds of packing (from the first byte read to the last synced), and "
-       "over the whole compilation. GB are 1e9 bytes; memory is VmHWM")
+HOW = ("a glm4_moe of random numbers in bfloat16, four safetensors files, compiled in a fresh process for target cpu, pages "
+       "dropped from the cache before. `cat` copies the four files on the same disk and syncs, just before and just after. "
+       "Throughput is the checkpoint's bytes over the seconds of packing (first byte read to last written), and over "
+       "the whole compilation. GB are 1e9 bytes; memory is VmHWM")
 
 
 def write(folder: Path, gigabytes: float) -> int:

@@ -2,10 +2,10 @@
 
 The weights are random and in the forms that the artefact will have; the text is run on what those forms hold, so that what is
 judged is the code and not the rounding of weights. In float32 the worst error may be 1e-4 of the largest value; in bfloat16
-twice that of the text run in bfloat16, plus one rounding step; where weights are quantised activations are too, in groups of 32
-to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, and slots by the length of their keys, so that no near
-tie decides. Latent attention is run over few new tokens and over so many that it opens its rows; with an indexer over contexts
-that it looks at whole and over longer ones.
+twice that of the text run in bfloat16, plus one rounding step; where weights are multiplied as whole numbers activations are
+rounded too, in groups of 32 to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, and slots by the length
+of their keys, so that no near tie decides. Latent attention is run over few new tokens and over so many that it opens its rows;
+with an indexer over contexts that it looks at whole and over longer ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from glmc.errors import NumericError
-from glmc.native import panels
 from glmc.native.alone import alone_with
 from glmc.native.calls import Weight
 from glmc.native.compose import whole
@@ -73,13 +72,13 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     draw = torch.Generator().manual_seed(11)
     weights = {name: _weight(name, keep, region, draw) for name, keep in keeps.items()}
     wide, low = _widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
-    quantised = any(k.form in panels.FORMS[2:] for k in keeps.values())
+    quantised = any(k.rounds for k in keeps.values())
     worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
     for sizes in _shapes(region):
         given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
-        plain = {n: keeps[n].plain(w) for n, w in weights.items()}
-        exact = _run(Bound(wide, "cpu"), wide, {**given, **plain})
-        text = _run(Bound(region, "cpu"), region, {**given, **plain}) if low else exact
+        held = {n: keeps[n].held(w) for n, w in weights.items()}
+        exact = _run(Bound(wide, "cpu"), wide, {**given, **held})
+        text = _run(Bound(region, "cpu"), region, {**given, **held}) if low else exact
         ours = _run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})
         scales = [max(float(e.abs().max()), 1e-6) for e in exact]
         errors = [max((_apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0)

@@ -13,7 +13,7 @@ import torch
 
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
-from glmc.native.keep import QUANTS, Keep, forms, kept_of
+from glmc.native.keep import QUANTS, Keep, coded, forms, kept_of
 from glmc.program import Program, Region
 from glmc.runtime.by_region import ByRegion, open_code
 from glmc.runtime.device import open_device
@@ -193,7 +193,7 @@ def _kept(artifact: Artifact, program: Program) -> dict[str, Keep]:
     said, quant = kept_of(artifact.json("program.json")), artifact.manifest.get("quant")
     if quant not in (None, *QUANTS):
         raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)
-    wanted = forms(program, quant)
+    wanted = forms(program, quant, coded(said))
     wrong = [name for name in said.keys() | wanted.keys() if said.get(name) != wanted.get(name)]
     if wrong:
         raise IncompatibleArtifact("a weight is not kept in the form in which this version of glmc reads it", field=min(wrong),

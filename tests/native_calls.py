@@ -14,15 +14,28 @@ from glmc.native.keep import Keep
 
 VARIANTS = [name for name, needs in native.VARIANTS.items() if name in native.built() and set(needs) <= set(cpu_flags())]
 """The builds of the library that this CPU can run."""
+WAYS = (*panels.FORMS, *(f"{form}-exact" for form in panels.CODED))
+"""Every way to multiply: a form, or with `-exact` a form's float32 with activations as they are."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
 
 
-def packed(matrix: torch.Tensor, form: str, halves: bool = False) -> tuple[torch.Tensor, Keep]:
-    """A matrix in a form, and the note of it."""
-    keep = Keep(form, tuple(matrix.shape), "float32", halves)
+def keep_of(way: str, sizes: tuple[int, ...], halves: bool = False) -> Keep:
+    """The note of a matrix that is multiplied in one of WAYS."""
+    form, _, exact = way.partition("-")
+    return Keep(form, sizes, "float32" if exact or form not in panels.CODED else "bfloat16", halves)
+
+
+def room(keep: Keep) -> torch.Tensor:
+    """Memory for what `keep` notes, with something else in it."""
     dtype, shape = keep.stored()
-    out = torch.full(shape, 77, dtype=DTYPES[dtype])
-    panels.pack(matrix, form, out, halves)
+    return torch.full(shape, 77, dtype=DTYPES[dtype])
+
+
+def packed(matrix: torch.Tensor, way: str, halves: bool = False) -> tuple[torch.Tensor, Keep]:
+    """A matrix to be multiplied in one of WAYS, and the note of it."""
+    keep = keep_of(way, tuple(matrix.shape), halves)
+    out = room(keep)
+    panels.pack(matrix, keep.form, out, halves)
     return out, keep
 
 
@@ -51,8 +64,8 @@ class One:
         return Weight(name, None)
 
     def run(self, kernel: str, n: list, p: list, f: tuple[float, ...] = (), threads: int = 2, tokens: int | None = None,
-            positions: torch.Tensor | None = None, cache: Cache | None = None, sequences: torch.Tensor | None = None,
-            ) -> list[torch.Tensor]:
+            positions: torch.Tensor | None = None, ids: torch.Tensor | None = None, cache: Cache | None = None,
+            sequences: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Run it; every register afterwards, [T, width]. Rooms hold NaN before. cache: of one layer."""
         count = tokens or len(next(iter(self.given.values())))
         call = Call(kernel, n, p, list(f), tuple(r for r in self.widths if r not in self.given))
@@ -61,18 +74,19 @@ class One:
         for reg in self.widths:
             executor.rows(reg, count).copy_(self.given.get(reg, torch.full((count, self.widths[reg]), torch.nan)))
         where = torch.zeros(count, dtype=torch.int64) if positions is None else positions
-        none = torch.zeros(count, dtype=torch.int64)
-        executor.run(none, where, none if sequences is None else sequences, where[:0], None)
+        zeros = torch.zeros_like(where)
+        executor.run(zeros if ids is None else ids, where, zeros if sequences is None else sequences, where[:0], None)
         return [executor.rows(reg, count).clone() for reg in self.widths]
 
 
-def product(x: torch.Tensor, matrix: torch.Tensor, form: str, bias: torch.Tensor | None = None,
+def product(x: torch.Tensor, matrix: torch.Tensor | tuple[torch.Tensor, Keep], way: str = "", bias: torch.Tensor | None = None,
             residual: torch.Tensor | None = None, threads: int = 2) -> torch.Tensor:
-    """x [T, K] times a matrix [N, K] in a form."""
+    """x [T, K] times a matrix [N, K], packed already or to be."""
     one = One()
     rows = one.rows(x)
-    weight = one.weight(*packed(matrix, form))
+    held, keep = packed(matrix, way) if isinstance(matrix, torch.Tensor) else matrix
+    weight = one.weight(held, keep)
     more = None if residual is None else one.rows(residual)
-    out = one.room(matrix.shape[0])
-    n = [x.shape[1], matrix.shape[0], Stride(rows.reg), Stride(out.reg), Form(weight.name), Stride(more.reg) if more else 0]
+    out = one.room(keep.sizes[0])
+    n = [x.shape[1], keep.sizes[0], Stride(rows.reg), Stride(out.reg), Form(weight.name), Stride(more.reg) if more else 0]
     return one.run("linear", n, [rows, weight, None if bias is None else one.weight(bias), out, more], threads=threads)[out.reg]

@@ -39,6 +39,13 @@ class Step(ctypes.Structure):
                 ("logits", ctypes.c_void_p))
 
 
+class Packing(ctypes.Structure):
+    """A matrix and where its panels go; see pack.hpp."""
+
+    _fields_ = (*((name, ctypes.c_int64) for name in ("form", "kind", "rows", "width", "halves", "stride", "scale_stride")),
+                *((name, ctypes.c_void_p) for name in ("source", "scales", "factors", "out")))
+
+
 def built() -> dict[str, Path]:
     """Variant -> its library, of those that the installation holds."""
     folder = Path(__file__).parent
@@ -68,7 +75,7 @@ def _load(name: str) -> ctypes.CDLL:
     for function, result, arguments in (
             ("glmc_kernel", word, [ctypes.c_char_p]), ("glmc_open", pointer, [pointer, word, word, word]),
             ("glmc_run", None, [pointer, pointer]), ("glmc_close", None, [pointer]), ("glmc_profile", None, [pointer, pointer]),
-            ("glmc_allocate", pointer, [word]), ("glmc_free", None, [pointer])):
+            ("glmc_pack", word, [pointer, word]), ("glmc_allocate", pointer, [word]), ("glmc_free", None, [pointer])):
         getattr(library, function).restype, getattr(library, function).argtypes = result, arguments
     return library
 

@@ -17,8 +17,7 @@ inline void embedding(const Context& c, const Instruction& it) {
         else
             with_form(form - 8, [&](auto panels) {
                 using Form = decltype(panels);
-                const char* panel = (const char*)it.p[0] + id / P * Form::panel_bytes(width);
-                for (int64_t i = 0; i < width; i++) to[i] = Form::weight(panel, id % P, i);
+                Form::column((const char*)it.p[0] + id / P * Form::panel_bytes(width), id % P, width, to);
             });
     });
 }

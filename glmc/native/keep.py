@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,8 +39,20 @@ class Keep:
 
     @property
     def number(self) -> int:
-        """What a call is told of the form."""
-        return panels.FORMS.index(self.form) if self.packed else {"float32": 0, "bfloat16": 1}[self.dtype]
+        """What a call is told of the form, as with_form of forms.hpp counts."""
+        if not self.packed:
+            return {"float32": 0, "bfloat16": 1}[self.dtype]
+        return panels.FORMS.index(self.form) + (len(panels.CODED) if self.exact else 0)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a checkpoint's codes are multiplied as float32, with activations that nothing rounds."""
+        return self.form in panels.CODED and self.dtype == "float32"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether activations become bytes with a scale for each 32."""
+        return self.form in ("Q8", "Q4") or (self.form in ("MX4", "NV4") and not self.exact)
 
     def stored(self) -> tuple[str, tuple[int, ...]]:
         """(dtype as safetensors names it, shape) in the artefact."""
@@ -59,11 +71,13 @@ class Keep:
         """The published weight again, but for what the form rounded, in its own dtype."""
         import torch
 
+        return self.held(tensor).to(getattr(torch, self.dtype))
+
+    def held(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What is multiplied by: float32 of a packed matrix, anything else as it is."""
         if self.split:
-            whole = split.unpack(tensor, self.form, self.split, self.sizes)
-        else:
-            whole = panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
-        return whole.to(getattr(torch, self.dtype))
+            return split.unpack(tensor, self.form, self.split, self.sizes)
+        return panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
 
     def pack(self, matrix: torch.Tensor, out: torch.Tensor) -> None:
         """Write the published matrix into `out`, which is as `stored` says."""
@@ -111,9 +125,12 @@ def written(program: Program, found: dict[str, Keep]) -> dict[str, Any]:
     return {"weights": {name: one.to_json() for name, one in found.items()}, "regions": regions}
 
 
-def forms(program: Program, quant: str | None) -> dict[str, Keep]:
+def forms(program: Program, quant: str | None, sources: Mapping[str, str] = {}) -> dict[str, Keep]:
     """Weight -> how the native library is to have it. With int4 the head stays at int8, since its errors go straight into the
     logits, and so do latents, which are kept twice; routers stay float32.
+
+    sources: weight -> the form of `panels.CODED` in which the checkpoint has it. A matrix is kept so, unless it is to be
+    quantised otherwise or the model wants it in float32.
 
     Raises UnsupportedTarget where a region holds something that no native kernel does.
     """
@@ -135,7 +152,16 @@ def forms(program: Program, quant: str | None) -> dict[str, Keep]:
                     raise InternalError("a weight is wanted in two forms", field=weight, found=sorted(kinds))
                 need = kinds["matrix"]  # a table is read from a matrix as well
             found[weight] = need, spec, "head" if "head" in (region.kind, before and before[2]) else region.kind
-    return {name: _keep(need, spec, kind, quant) for name, (need, spec, kind) in found.items()}
+    wrong = {name: form for name, form in sources.items() if form not in panels.CODED}
+    if wrong:
+        raise InternalError("a checkpoint has a weight in an unknown form", field=min(wrong), found=wrong[min(wrong)],
+                            expected=", ".join(panels.CODED))
+    return {name: _keep(need, spec, kind, quant, sources.get(name)) for name, (need, spec, kind) in found.items()}
+
+
+def coded(kept: Mapping[str, Keep]) -> dict[str, str]:
+    """Of an artefact's weights those in a checkpoint's own codes: what `forms` was told of them."""
+    return {name: keep.form for name, keep in kept.items() if keep.form in panels.CODED}
 
 
 def _lowered(region: Region) -> Lowered:
@@ -151,11 +177,13 @@ def _told(make: Callable[[], Made], what: str) -> Made:
                                 hint="--target cpu:aoti compiles it with AOTInductor") from reason
 
 
-def _keep(need: Need, spec: Spec, kind: str, quant: str | None) -> Keep:
+def _keep(need: Need, spec: Spec, kind: str, quant: str | None, source: str | None) -> Keep:
     sizes = tuple(int(s) for s in spec.shape)
     if need.kind in ("table", "vector"):
         return Keep("rows" if need.kind == "table" else "vector", sizes, spec.dtype)
     form = "F32" if need.wide else _ROWS[spec.dtype]
     if quant is not None and not need.wide:
         form = "Q8" if kind == "head" or need.split else QUANTS[quant]
+    elif source is not None and not need.wide and not need.split:
+        form = source
     return Keep(form, sizes, spec.dtype, need.halves, need.split)

@@ -8,6 +8,7 @@
 #include "kernels/latent_attention/native.hpp"
 #include "kernels/layer_norm/native.hpp"
 #include "kernels/lightning_indexer/native.hpp"
+#include "native/pack.hpp"
 #include "kernels/linear/native.hpp"
 #include "kernels/moe_experts/native.hpp"
 #include "kernels/moe_route/native.hpp"
@@ -152,6 +153,9 @@ EXPORTED void glmc_run(void* opened, const glmc::Step* step) {
 EXPORTED void glmc_profile(void* opened, double* seconds) { ((glmc::Program*)opened)->seconds = seconds; }
 
 EXPORTED void glmc_close(void* opened) { delete (glmc::Program*)opened; }
+
+// Write a matrix into panels of its form, on so many threads. 0, or -1 where no more threads can be made.
+EXPORTED int64_t glmc_pack(const glmc::Packing* it, int64_t threads) { return glmc::pack(*it, threads); }
 
 // Memory in huge pages where the system has them; freed by glmc_free.
 EXPORTED void* glmc_allocate(int64_t bytes) { return glmc::huge(bytes); }

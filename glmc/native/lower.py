@@ -246,5 +246,6 @@ def _moe_experts(lower: Lowerer, name: str, x: Any, experts: Any, weights: Any, 
     lower.equal([list(gate_up.spec.shape), width, shares.width], [[count, 2 * inner, width], rows.width, chosen.width])
     out = lower.new(width)
     lower.call("moe_experts", [width, inner, count, chosen.width, Stride(rows.reg), Stride(out.reg), Stride(shares.reg),
-                               Form(gate_up.name)], [rows, shares, chosen, gate_up, down, out], writes=(out.reg,))
+                               Form(gate_up.name), Form(down.name)],
+               [rows, shares, chosen, gate_up, down, out], writes=(out.reg,))
     return out

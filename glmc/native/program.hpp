@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "forms.hpp"
 #include "pool.hpp"
-#include "tile.hpp"
 
 namespace glmc {
 

@@ -69,31 +69,46 @@ inline uint16_t narrow(float x) {
     if ((u & 0x7fffffff) > 0x7f800000) return uint16_t(u >> 16 | 64);
     return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
-inline vh narrow(vf x) {
-#if defined(__AVX512BF16__)
-    return (vh)_mm512_cvtneps_pbh((__m512)x);
-#else
+// The same of sixteen, and the same bits in every build.
+inline vh narrow_all(vf x) {
     vu u = (vu)x;
     vu rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
     vu nan = (vu)((u & 0x7fffffff) > 0x7f800000);
     return __builtin_convertvector((rounded & ~nan) | ((u >> 16 | 64) & nan), vh);
+}
+// Quickly; what is below the normal numbers may become 0.
+inline vh narrow(vf x) {
+#if defined(__AVX512BF16__)
+    return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
+    return narrow_all(x);
 #endif
 }
 
 // IEEE half to float, for the scales of quantised weights.
-inline vf half(const uint16_t* p) {
+inline vf half(vh h) {
 #if defined(__AVX512F__)
-    return (vf)_mm512_cvtph_ps(load<__m256i>(p));
+    return (vf)_mm512_cvtph_ps((__m256i)h);
 #elif defined(__F16C__)
     vf v;
-    __m256 low = _mm256_cvtph_ps(load<__m128i>(p)), high = _mm256_cvtph_ps(load<__m128i>(p + 8));
+    __m256 low = _mm256_cvtph_ps(load<__m128i>(&h)), high = _mm256_cvtph_ps(load<__m128i>((char*)&h + 16));
     std::memcpy(&v, &low, 32);
     std::memcpy((char*)&v + 32, &high, 32);
     return v;
 #else
-    vu h = __builtin_convertvector(load<vh>(p), vu);
-    vf scaled = (vf)((h & 0x7fff) << 13) * 0x1p112f;  // exact for all but infinities, which no scale is
-    return (vf)((vu)scaled | (h & 0x8000) << 16);
+    vu u = __builtin_convertvector(h, vu), size = u & 0x7fff;
+    vf scaled = (vf)(size << 13) * 0x1p112f;  // exact for what is finite
+    vu more = (vu)(size >= 0x7c00) & 0x7f800000;
+    return (vf)((vu)scaled | more | (u & 0x8000) << 16);
+#endif
+}
+// Sixteen bytes as whole numbers, by hand, since the compiler would take them out one by one.
+inline vh bytes(const void* p) {
+#if defined(__AVX2__)
+    return (vh)_mm256_cvtepu8_epi16(load<__m128i>(p));
+#else
+    typedef uint8_t vb __attribute__((vector_size(16)));
+    return __builtin_convertvector(load<vb>(p), vh);
 #endif
 }
 
@@ -127,6 +142,28 @@ inline vi dot4(vi acc, vi w, vi x) {
 #else
     for (int b = 0; b < 4; b++) acc += (vi)((vu)w >> (8 * b) & 255) * ((x << (24 - 8 * b)) >> 24);
     return acc;
+#endif
+}
+
+// Bytes of 0 .. 15, codes of e2m1, as twice their value and 12: 0, .5, 1, 1.5, 2, 3, 4, 6 and the negatives.
+inline vi doubled(vi codes) {
+    constexpr int64_t positive = 0x181412100f0e0d0c, negative = 0x00040608090a0b0c;
+#if defined(__AVX512BW__)
+    return (vi)_mm512_shuffle_epi8(_mm512_set4_epi64(negative, positive, negative, positive), (__m512i)codes);
+#elif defined(__AVX2__)
+    const __m256i table = _mm256_set_epi64x(negative, positive, negative, positive);
+    for (int h = 0; h < 2; h++) {
+        __m256i part;
+        std::memcpy(&part, (char*)&codes + 32 * h, 32);
+        part = _mm256_shuffle_epi8(table, part);
+        std::memcpy((char*)&codes + 32 * h, &part, 32);
+    }
+    return codes;
+#else
+    typedef uint8_t vb __attribute__((vector_size(64)));
+    vb c = (vb)codes, size = c & 7;
+    size += ((size - 4) & (vb)(size > 4)) + ((vb)(size > 6) & 2);
+    return (vi)(((12 + size) & (vb)(c < 8)) | ((12 - size) & (vb)(c > 7)));
 #endif
 }
 

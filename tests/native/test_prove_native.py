@@ -6,9 +6,8 @@ import dataclasses
 
 import models
 import pytest
-import torch
 
-from glmc.errors import NumericError, UnsupportedTarget
+from glmc.errors import InternalError, NumericError, UnsupportedTarget
 from glmc.native import keep as keeping
 from glmc.native import panels
 from glmc.native.lower import lowered
@@ -67,22 +66,52 @@ def test_a_mistake_in_a_call_is_found(program, mistake, monkeypatch):
         proving.prove_native(program, keeping.forms(program, None))
 
 
-@pytest.mark.parametrize("quant", [None, "int8", "int4"])
-def test_a_mistake_in_packing_is_found(program, quant, monkeypatch):
-    pack = panels._pack
-    monkeypatch.setattr(panels, "_pack", lambda p, form, out: pack(p.flip(1), form, out))
-    unpack = panels.unpack
-    monkeypatch.setattr(proving.Keep, "plain", lambda self, t: _unflipped(self, t, unpack))
+def kept(program, quant):
+    """Forms for `--quant`, or where that names a checkpoint's form for a checkpoint that has every matrix so."""
+    if quant not in panels.CODED:
+        return keeping.forms(program, quant)
+    return keeping.forms(program, None, dict.fromkeys(keeping.forms(program, None), quant))
+
+
+@pytest.mark.parametrize("quant", [None, "int8", "int4", *panels.CODED])
+def test_rows_of_a_panel_in_another_order_are_found(program, quant, monkeypatch):
+    held = proving.Keep.held
+    monkeypatch.setattr(proving.Keep, "held", lambda self, t: held(self, t).roll(1, -2) if self.packed else held(self, t))
     with pytest.raises(NumericError):
-        proving.prove_native(program, keeping.forms(program, quant))
+        proving.prove_native(program, kept(program, quant))
 
 
-def _unflipped(keep, tensor, unpack):
-    """What the weight would be if the rows of a panel had been packed in their order."""
-    if not keep.packed:
-        return tensor.to(getattr(torch, keep.dtype))
-    whole = unpack(tensor, keep.form, keep.sizes, keep.halves)
-    return whole.flip(-2).to(getattr(torch, keep.dtype))
+@pytest.mark.parametrize("form", panels.CODED)
+def test_matrices_of_a_quantised_checkpoint_are_proved(program, form):
+    """In float32 as exactly as others; in bfloat16 with what rounded activations cost, where the form rounds them."""
+    keeps = kept(program, form)
+    exact = all(k.exact for k in keeps.values() if k.form == form)
+    for proof in proving.prove_native(program, keeps):
+        mine = [keeps[name] for name in weights_of(program, proof.region)]
+        rounds = any(k.form == form for k in mine) and not exact and form != "F8"
+        assert rounds == any(k.rounds for k in mine)
+        assert proof.limit == proving.FLOAT32 if exact else not rounds or proof.limit > proving.QUANTISED
+        assert proof.native_error <= proof.limit
+
+
+def weights_of(program, region):
+    step = next(s for s in program.steps if s.region == region)
+    return {name.removeprefix("weight:") for name in step.inputs if name.startswith("weight:")}
+
+
+def test_only_matrices_are_kept_as_the_checkpoint_has_them(program):
+    plain = keeping.forms(program, None)
+    everything = dict.fromkeys(plain, "MX4")
+    found = keeping.forms(program, None, everything)
+    for name, keep in found.items():
+        matrix = plain[name].packed and not name.endswith("mlp.gate.weight")
+        assert keep == (dataclasses.replace(plain[name], form="MX4") if matrix else plain[name])
+        assert keep.exact == (matrix and keep.dtype == "float32")
+    assert keeping.coded(found) == {n: "MX4" for n, k in found.items() if k.form == "MX4"}
+    assert keeping.forms(program, "int8", everything) == keeping.forms(program, "int8"), "what is quantised anew"
+    assert keeping.Keep.from_json(next(iter(found.values())).to_json()) == next(iter(found.values()))
+    with pytest.raises(InternalError, match="unknown form"):
+        keeping.forms(program, None, {"w": "Q8"})
 
 
 def test_a_large_layer_is_proved_with_fewer_experts_and_says_so(program, monkeypatch):

@@ -98,7 +98,8 @@ inline void few_panels(char* scratch, int64_t rows, int k, const char* matrix, i
     char* prepared = scratch + (8 * rows + 63) / 64 * 64;
     for (int64_t i = 0; i < rows; i++) Form::prepare(x(i), k, prepared + i * bytes), at[i] = prepared + i * bytes;
     for (int64_t p = from; p < to; p++)
-        panel_times_rows<Form>(at, int(rows), matrix + p * Form::panel_bytes(k), k, [&](int i, vf low, vf high) { out(i, p * P, low, high); });
+        panel_times_rows<Form>(at, int(rows), matrix + p * Form::panel_bytes(k), k, nullptr,  // no form here is opened for many rows
+                               [&](int i, vf low, vf high) { out(i, p * P, low, high); });
 }
 
 // Both vectors of a panel's columns into a row of n floats.
@@ -211,12 +212,20 @@ inline void latent_opened(const Context& c, const Latent& l, int64_t head, int64
     }
 }
 
+// The forms in which the matrix may be kept (native/split.py).
+template <class F>
+inline void with_latent_form(int64_t number, F f) {
+    if (number == 0) f(F32{});
+    else if (number == 1) f(BF16{});
+    else f(Q8{});
+}
+
 inline void latent_attention(const Context& c, const Instruction& it) {
     Latent l(it);
     Looks looks(c.shared, c.step->tokens);
     if (c.thread == 0) looks.fill(*c.step, it.n[14], it.n[16]);
     c.barrier();
-    with_form(it.n[10], [&](auto form) {
+    with_latent_form(it.n[10], [&](auto form) {
         with_cache(it.n[11], [&](auto slots) {
             using Form = decltype(form);
             using Slots = decltype(slots);

@@ -29,7 +29,11 @@ inline const char* const* prepared(const Context& c, const float* x, int64_t str
 // The most bytes of a prepared row, whatever the form.
 inline int64_t row_room(int64_t k) { return row_stride(4 * k + 64); }
 inline int64_t product_shared(const Instruction& it, int64_t tokens, int64_t) { return tokens * row_room(it.n[0]); }
-inline int64_t product_scratch(const Instruction& it, int64_t tokens) { return 8 * std::max<int64_t>(tokens, 64) + FEW * row_room(it.n[0]); }
+inline int64_t product_scratch(const Instruction& it, int64_t tokens) {
+    return 8 * std::max<int64_t>(tokens, 64) + std::max(FEW * row_room(it.n[0]), 64 + open_room(it.n[0]));
+}
+// Behind the pointers to many rows, what a thread opens panels into.
+inline char* opened(const Context& c, int64_t rows) { return c.scratch + (8 * rows + 63) / 64 * 64; }
 
 constexpr int64_t BLOCK = 120;  // rows that one task multiplies with a panel, a multiple of every tile
 
@@ -52,7 +56,7 @@ inline void linear(const Context& c, const Instruction& it) {
                 if (high_n > 0) high_bias = load_lanes(bias + column + W, high_n);
             }
             int count = rows - first < BLOCK ? rows - first : BLOCK;
-            panel_times_rows<Form>(a + first, count, matrix + panel * Form::panel_bytes(k), k, [&](int r, vf low, vf high) {
+            panel_times_rows<Form>(a + first, count, matrix + panel * Form::panel_bytes(k), k, opened(c, rows), [&](int r, vf low, vf high) {
                 float* to = y + (first + r) * y_stride + column;
                 low += low_bias;
                 high += high_bias;

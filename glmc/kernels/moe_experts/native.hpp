@@ -1,6 +1,7 @@
 // y [T, H]: each token through its chosen experts, weighted. Only chosen experts are read, each once for all its tokens.
 //
-// n: H, I, E, top, x's stride, y's stride, stride of weights and experts, form.  p: x, weights, experts, gate_up, down, y.
+// n: H, I, E, top, x's stride, y's stride, stride of weights and experts, forms of gate_up and down.
+// p: x, weights, experts, gate_up, down, y.
 #pragma once
 
 #include "kernels/linear/native.hpp"
@@ -11,7 +12,9 @@ inline int64_t experts_shared(const Instruction& it, int64_t tokens, int64_t) {
     int64_t pairs = tokens * it.n[3];
     return up64(16 * (pairs + it.n[2] + 4)) + tokens * row_room(it.n[0]) + pairs * (row_room(it.n[1]) + up64(4 * it.n[1]) + up64(4 * it.n[0]));
 }
-inline int64_t experts_scratch(const Instruction&, int64_t tokens) { return 8 * tokens; }
+inline int64_t experts_scratch(const Instruction& it, int64_t tokens) {
+    return 8 * tokens + 64 + open_room(std::max(it.n[0], it.n[1]));
+}
 
 inline void moe_experts(const Context& c, const Instruction& it) {
     int64_t h = it.n[0], inner = it.n[1], experts = it.n[2], top = it.n[3], tokens = c.rows(it), pairs = tokens * top;
@@ -40,8 +43,7 @@ inline void moe_experts(const Context& c, const Instruction& it) {
     }
     with_form(it.n[7], [&](auto form) {
         using Form = decltype(form);
-        int64_t x_bytes = row_stride(Form::row_bytes(h)), h_bytes = row_stride(Form::row_bytes(inner));
-        int64_t gate_panels = (inner + W - 1) / W, down_panels = (h + P - 1) / P;
+        int64_t x_bytes = row_stride(Form::row_bytes(h)), gate_panels = (inner + W - 1) / W;
         c.share(tokens, [&](int64_t t) { Form::prepare((const float*)it.p[0] + t * it.n[4], h, x_rows + t * x_bytes); });
         c.barrier();
         c.each(0, *count * gate_panels, [&](int64_t task) {
@@ -51,11 +53,15 @@ inline void moe_experts(const Context& c, const Instruction& it) {
             for (int64_t r = 0; r < rows; r++) a[r] = x_rows + order[first + r] / top * x_bytes;
             int n = inner - column < W ? int(inner - column) : W;
             panel_times_rows<Form>(a, rows, (const char*)it.p[3] + (e * gate_panels + panel) * Form::panel_bytes(h), h,
-                                   [&](int r, vf gate, vf up) {
+                                   opened(c, rows), [&](int r, vf gate, vf up) {
                                        store_lanes(hidden + (first + r) * inner + column, silu(gate) * up, n);
                                    });
         });
-        c.barrier();
+    });
+    c.barrier();
+    with_form(it.n[8], [&](auto form) {
+        using Form = decltype(form);
+        int64_t h_bytes = row_stride(Form::row_bytes(inner)), down_panels = (h + P - 1) / P;
         c.share(pairs, [&](int64_t i) { Form::prepare(hidden + i * inner, inner, h_rows + i * h_bytes); });
         c.barrier();
         c.each(1, *count * down_panels, [&](int64_t task) {
@@ -65,7 +71,7 @@ inline void moe_experts(const Context& c, const Instruction& it) {
             for (int64_t r = 0; r < rows; r++) a[r] = h_rows + (first + r) * h_bytes;
             int low_n = h - column < W ? int(h - column) : W, high_n = h - column - W < W ? int(h - column - W) : W;
             panel_times_rows<Form>(a, rows, (const char*)it.p[4] + (e * down_panels + panel) * Form::panel_bytes(inner), inner,
-                                   [&](int r, vf low, vf high) {
+                                   opened(c, rows), [&](int r, vf low, vf high) {
                                        float* to = returned + (first + r) * h + column;
                                        store_lanes(to, low, low_n);
                                        if (high_n > 0) store_lanes(to + W, high, high_n);

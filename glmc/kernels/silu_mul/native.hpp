@@ -19,9 +19,10 @@ inline void swiglu(const Context& c, const Instruction& it) {
         c.each(0, panels * blocks, [&](int64_t task) {
             int64_t panel = task / blocks, first = task % blocks * BLOCK, column = panel * W;
             int lanes = n - column < W ? n - column : W, count = rows - first < BLOCK ? rows - first : BLOCK;
-            panel_times_rows<Form>(a + first, count, matrix + panel * Form::panel_bytes(k), k, [&](int r, vf gate, vf up) {
-                store_lanes(y + (first + r) * y_stride + column, silu(gate) * up, lanes);
-            });
+            panel_times_rows<Form>(a + first, count, matrix + panel * Form::panel_bytes(k), k, opened(c, rows),
+                                   [&](int r, vf gate, vf up) {
+                                       store_lanes(y + (first + r) * y_stride + column, silu(gate) * up, lanes);
+                                   });
         });
     });
 }
