@@ -76,7 +76,7 @@ struct F8 {
         for (int m = 0; m < M; m++) acc[m][0] = sums[m][0], acc[m][1] = sums[m][1];
     }
 
-    // y = the sum over groups, each begun by its scales: f(x, what follows them, quads, acc) multiplies one, `line` bytes a quad.
+    // y = the sum over groups, each begun by its scales: f(x, what follows, quads, acc) multiplies one, `line` bytes a quad.
     template <int M, class F>
     static void over_groups(const char* const* a, const char* panel, int k, int line, vf (&y)[M][2], F f) {
         const uint16_t* x[M];

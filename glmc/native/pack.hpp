@@ -110,7 +110,8 @@ inline void quantise(const vf (&x)[G], char* scales, char* codes) {
     for (int k = 0; k < G; k++) far = select(x[k] == x[k], far, x[k]);  // a NaN is not lost
     auto code = [&](vf value, vf inverse) { return vmin(vmax(value * inverse, set(least)), set(most)) + magic; };
     for (int i = 0; i < (BITS == 8 ? 1 : 9); i++) {
-        vf scale = half(__builtin_convertvector(to_half(BITS == 8 ? vabs(far) / 127.0f : far * -0.125f * float(1 - 0.04 * i)), vh));
+        vf wanted = BITS == 8 ? vabs(far) / 127.0f : far * -0.125f * float(1 - 0.04 * i);
+        vf scale = half(__builtin_convertvector(to_half(wanted), vh));
         vf inverse = select(scale == 0.0f, scale, 1.0f / scale), sum{};
         for (int k = 0; k < G && BITS == 4; k++) {
             vf gap = (code(x[k], inverse) - magic) * scale - x[k];  // the product is exact, so fused or not is the same
@@ -124,7 +125,8 @@ inline void quantise(const vf (&x)[G], char* scales, char* codes) {
     store(scales, __builtin_convertvector(to_half(best), vh));
     for (int q = 0; q < 8; q++) {
         vi word{};
-        for (int i = 0; i < 4; i++) word |= (((vi)code(x[4 * q + i], inverse) - 0x4b400000 + Whole<BITS>::offset) & 255) << 8 * i;
+        for (int i = 0; i < 4; i++)
+            word |= (((vi)code(x[4 * q + i], inverse) - 0x4b400000 + Whole<BITS>::offset) & 255) << 8 * i;
         if (BITS == 8 || q % 2 == 0) store(codes + q / (8 / BITS) * 4 * P, word);
         else store(codes + q / 2 * 4 * P, load<vi>(codes + q / 2 * 4 * P) | word << 4);
     }
