@@ -6,6 +6,7 @@ import itertools
 import platform
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from glmc import __version__, families, published
 from glmc.artifact import Artifact
 from glmc.artifact_write import ArtifactWriter
 from glmc.checkpoint.agree import check_scheme
+from glmc.checkpoint.coded import forms_of
 from glmc.checkpoint.dequantise import dequantised
 from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.formats import UNUSED
@@ -53,8 +55,12 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         surveyed = survey(source, machine, dtype, progress)
         computed = published.computed_buffers(surveyed.module)
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
-        keeps = forms(surveyed.program, quant) if machine.engine == "native" else {}
-        wanted = _wanted(surveyed, buffers, keeps, _recipes(surveyed, checkpoint, scheme))
+        recipes = _recipes(surveyed, checkpoint, scheme)
+        stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
+        as_they_are = dtype == "auto" and quant is None and machine.engine == "native"
+        keeps = forms(surveyed.program, quant, stays if as_they_are else {}) if machine.engine == "native" else {}
+        surveyed.notes += _kept(stays, opened, keeps, surveyed.dtype if quant is None else quant)
+        wanted = _wanted(surveyed, buffers, keeps, recipes)
         leftover = check(checkpoint, wanted, [*surveyed.family.leftovers(surveyed.dims), *([UNUSED] if scheme else [])])
         surveyed.notes += _drafts(leftover, surveyed.dims.layers)
         layout = [(name, *keeps[name].stored()) if name in keeps else (name, _SAFETENSORS[d], tuple(shape))
@@ -138,6 +144,21 @@ def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor], keeps: dict[str,
         return Want(Packed(recipes[name], keep) if keep.packed else recipes[name], packed, stored)
 
     return {name: want(name, d, shape) for name, (d, shape) in surveyed.weights.items() if name not in buffers}
+
+
+def _kept(stays: dict[str, str], opened: dict[str, str], keeps: dict[str, Keep], otherwise: str) -> list[str]:
+    """What became of the matrices that the checkpoint has quantised."""
+    kept = [name for name, form in stays.items() if name in keeps and keeps[name].form == form]
+    forms = ", ".join(f"{count} in {form}" for form, count in sorted(Counter(stays[name] for name in kept).items()))
+
+    def reason(name: str) -> str:
+        if name in keeps and keeps[name].split:
+            return "latent attention has its own form of it"
+        return opened.get(name, f"{otherwise} is asked for, or the engine takes no matrix in the checkpoint's form")
+
+    others = Counter(map(reason, (stays.keys() | opened.keys()) - set(kept)))
+    return [*([f"quantised matrices are kept as they are: {forms}"] if kept else []),
+            *(f"{count} quantised matrices are made {otherwise}: {why}" for why, count in sorted(others.items()))]
 
 
 def _drafts(leftover: list[str], layers: int) -> list[str]:

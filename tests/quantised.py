@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_attention_heads": 4,
-         "num_hidden_layers": 2}
-"""Changes to GLM-4.5's tiny configuration after which groups of 32 inputs fit."""
+         "num_hidden_layers": 2, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": 16,
+         "indexer_types": ["full", "shared"]}
+"""Changes to a tiny configuration after which groups of 32 inputs fit; each family takes those that it has."""
 Stored = tuple[str, tuple[int, ...], bytes]
 """A tensor in a file: dtype as safetensors names it, shape, bytes."""
 
@@ -206,18 +207,20 @@ class Written:
 
 def linears(weights: dict[str, torch.Tensor]) -> set[str]:
     """The modules of a tiny GLM checkpoint that publishers quantise: every projection but the head and the draft layer's."""
-    return {name.removesuffix(".weight") for name in weights if name.endswith("_proj.weight") and "eh_proj" not in name}
+    ends = ("_proj.weight", "_with_mqa.weight", "indexer.wq_b.weight", "indexer.wk.weight")
+    return {name.removesuffix(".weight") for name in weights if name.endswith(ends) and "eh_proj" not in name}
 
 
 @functools.cache
 def written(kind: str, spared: tuple[str, ...] = (), listed: tuple[str, ...] = (), shards: int = 1, draft: bool = False,
-            family: str = "glm4_moe") -> Written:
+            family: str = "glm4_moe", dtype: str = "float32") -> Written:
     """A tiny checkpoint of a family, quantised but for the head and the modules whose names hold a text of `spared`.
 
-    listed: further entries of the list. draft: a layer past the last one, which nothing reads, is there too.
+    listed: further entries of the list. draft: a layer past the last one, which nothing reads, is there too. dtype: what
+    config.json says of the model; the tensors that are not quantised are float32.
     """
-    config = models.tiny_config(family, torch_dtype="float32", **{k: v for k, v in SIZES.items()
-                                                                  if k in models.tiny_config(family)})
+    sizes = {k: v for k, v in SIZES.items() if k in models.tiny_config(family)}
+    config = models.tiny_config(family, torch_dtype=dtype, **sizes)
     base = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=models.scratch()))
     weights = load_file(models.save(models.randomised(config), config, base / "plain") / "model.safetensors")
     modules = {m for m in linears(weights) if not any(text in m for text in spared)}

@@ -1,12 +1,14 @@
-"""A recipe's last step for native code: the matrix in panels, quantised where asked."""
+"""A recipe's last step for native code: the matrix in panels, quantised where asked, or in the checkpoint's own codes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from glmc.checkpoint.coded import codes_of
 from glmc.checkpoint.recipe import FLOATS, Recipe, Stack, Tensors
 from glmc.errors import WeightMismatch
+from glmc.native import panels
 from glmc.native.keep import Keep
 
 if TYPE_CHECKING:
@@ -41,9 +43,16 @@ class Packed(Recipe):
     def fill(self, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         if isinstance(self.source, Stack):
             for part, place in zip(self.source.sources, out, strict=True):
-                self.keep.pack(part.build(checkpoint), place)
+                self._pack(part, checkpoint, place)
         else:
-            self.keep.pack(self.source.build(checkpoint), out)
+            self._pack(self.source, checkpoint, out)
+
+    def _pack(self, part: Recipe, checkpoint: Checkpoint, out: torch.Tensor) -> None:
+        if self.keep.form in panels.CODED:
+            codes, scales, factors = codes_of(part, checkpoint)
+            panels.pack_codes(self.keep.form, codes, scales, factors, (1, panels.F8_GROUP), out=out, halves=self.keep.halves)
+        else:
+            self.keep.pack(part.build(checkpoint), out)
 
     def to_json(self) -> dict[str, Any]:
         return {"step": "packed", **self.keep.to_json(), "source": self.source.to_json()}
