@@ -90,7 +90,8 @@ def _shard(file: str, group: list[Item]) -> Shard:
 
 
 class WeightWriter:
-    """Writes the planned shards into `folder`; `write` takes the tensors in the layout's order, or in any other.
+    """Writes the planned shards into `folder`; `write` takes the tensors in the layout's order, or in any other. Their pieces
+    come one after another.
 
     After `close`, `.files` holds bytes and SHA-256 of each shard. OSErrors pass through to the artefact's writer.
     """
@@ -100,6 +101,7 @@ class WeightWriter:
         self._folder = folder
         self._wanted = {name: (dtype, tuple(shape)) for name, dtype, shape in layout}
         self._shards = plan_shards(layout, shard_bytes)
+        self._written: dict[str, int] = {}  # rows of a tensor that came in pieces
         self._home = {name: shard for shard in self._shards for name in shard.begins}
         self.files: dict[str, dict[str, object]] = {}
 
@@ -108,18 +110,28 @@ class WeightWriter:
         """The size of all shards."""
         return sum(shard.total for shard in self._shards)
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Put one tensor in its place. Raises InternalError when it is not in the layout, differs, or comes twice."""
-        found = (dtype_name(tensor.dtype), tuple(tensor.shape))
-        if self._wanted.get(name) != found:
-            raise InternalError("a weight is not what the layout says, or was written before", field=name,
-                                expected=self._wanted.get(name), found=found)
-        del self._wanted[name]
+    def write(self, name: str, tensor: torch.Tensor, first: int = 0) -> None:
+        """Put one tensor in its place, or its rows from `first` on, which must be the next.
+
+        Raises InternalError when it is not in the layout, differs, or comes twice.
+        """
+        dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
+        wanted = self._wanted.get(name)
+        whole = wanted == (dtype, shape) and first == 0
+        rows = self._written.pop(name, 0) + (shape[0] if shape else 0)
+        fits = wanted is not None and shape and (dtype, shape[1:]) == (wanted[0], wanted[1][1:]) and rows <= wanted[1][0]
+        if wanted is None or not (whole or (fits and first == rows - shape[0])):
+            raise InternalError("a weight is not what the layout says, or was written before", field=name, expected=wanted,
+                                found=(dtype, shape, first))
+        if whole or rows == wanted[1][0]:
+            del self._wanted[name]
+        else:
+            self._written[name] = rows
         shard = self._home[name]
         if shard.descriptor < 0:
             self._begin(shard)
         data = bytes_of(tensor.cpu().contiguous())
-        self._put(shard, data, shard.begins[name])
+        self._put(shard, data, shard.begins[name] + (first * len(data) // shape[0] if first else 0))
         if shard.hashed == shard.total and not any(other in self._wanted for other in shard.begins):
             finish_at, shard.descriptor = shard.descriptor, -1
             finish(finish_at)

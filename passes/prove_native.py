@@ -74,9 +74,9 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     wide, low = _widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
     quantised = any(k.rounds for k in keeps.values())
     worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
+    held = {n: keeps[n].held(w) for n, w in weights.items()}
     for sizes in _shapes(region):
         given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
-        held = {n: keeps[n].held(w) for n, w in weights.items()}
         exact = _run(Bound(wide, "cpu"), wide, {**given, **held})
         text = _run(Bound(region, "cpu"), region, {**given, **held}) if low else exact
         ours = _run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +17,8 @@ from glmc.errors import CheckpointError, WeightMismatch, WeightMissing, WeightUn
 if TYPE_CHECKING:
     import torch
 
-
+AHEAD = 2
+"""Pieces that may be made before the one that is being written."""
 
 @dataclass(frozen=True)
 class Want:
@@ -29,8 +32,8 @@ class Want:
 class Sink(Protocol):
     """What `pack` writes to: the artefact's WeightWriter, or a test's dict."""
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one parameter; the tensor may be reused afterwards."""
+    def write(self, name: str, tensor: torch.Tensor, first: int = 0) -> None:
+        """Take one parameter, or its rows from `first` on; the pieces of a parameter come in order. Called by one thread."""
 
 
 def _misfit(param: str, want: Want, checkpoint: Checkpoint) -> str | None:
@@ -89,17 +92,23 @@ def check(checkpoint: Checkpoint, wanted: Mapping[str, Want], leftovers: Iterabl
 
 def pack(checkpoint: Checkpoint, wanted: Mapping[str, Want], writer: Sink,
          progress: Callable[[str, int], None] | None = None) -> None:
-    """Make every parameter in the order of `wanted` and hand it to `writer`, holding one parameter and one part.
+    """Make every parameter in the order of `wanted`, a piece at a time, while `writer` takes those before in another thread.
 
-    `progress(param, nbytes)` is called after each. Call `check` before. Raises what the reading raises, and
-    CheckpointChanged when the folder was edited meanwhile.
+    Held at once are a few pieces: an expert each, or a slab of a large matrix. `progress(param, nbytes)` is called after each
+    parameter. Call `check` before. Raises what reading and writing raise, and CheckpointChanged when the folder was edited
+    meanwhile.
     """
-    import torch
-
-    for param, want in wanted.items():
-        tensor = torch.empty(want.shape, dtype=torch_dtype(want.dtype))
-        want.recipe.fill(checkpoint, tensor)
-        writer.write(param, tensor)
-        if progress is not None:
-            progress(param, tensor.numel() * tensor.element_size())
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(1) as beside:
+        for param, want in wanted.items():
+            size = 0
+            for first, tensor in want.recipe.pieces(checkpoint, want.shape, torch_dtype(want.dtype)):
+                waiting.append(beside.submit(writer.write, param, tensor, first))
+                size += tensor.numel() * tensor.element_size()
+                if len(waiting) > AHEAD:
+                    waiting.popleft().result()
+            if progress is not None:
+                progress(param, size)
+        for written in waiting:
+            written.result()
     checkpoint.check_unchanged()

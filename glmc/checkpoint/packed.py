@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmc.checkpoint.coded import codes_of
-from glmc.checkpoint.recipe import FLOATS, Recipe, Stack, Tensors
+from glmc.checkpoint.recipe import FLOATS, SLAB, Recipe, Slice, Stack, Take, Tensors
 from glmc.errors import WeightMismatch
 from glmc.native import panels
 from glmc.native.keep import Keep
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packed(Recipe):
-    """The source in the form that `keep` names. Of stacked experts one is held at a time."""
+    """The source in the form that `keep` names. Of stacked experts one is held at a time, of a large matrix some panels."""
 
     source: Recipe
     keep: Keep
@@ -46,6 +47,27 @@ class Packed(Recipe):
                 self._pack(part, checkpoint, place)
         else:
             self._pack(self.source, checkpoint, out)
+
+    def pieces(self, checkpoint: Checkpoint, out: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+        import torch
+
+        if isinstance(self.source, Stack):
+            for number, part in enumerate(self.source.sources):
+                made = torch.empty((1, *out[1:]), dtype=dtype)
+                self._pack(part, checkpoint, made[0])
+                yield number, made
+            return
+        nbytes = checkpoint.info(self.source.name).nbytes if isinstance(self.source, Take) else 0
+        if nbytes <= SLAB or self.keep.halves or self.keep.split:
+            yield from super().pieces(checkpoint, out, dtype)
+            return
+        rows = self.keep.sizes[0]
+        each = max(1, rows * SLAB // nbytes // panels.PANEL) * panels.PANEL
+        for first in range(0, rows, each):
+            part = Slice(self.source, 0, first, min(first + each, rows))
+            made = torch.empty((-(-(part.stop - first) // panels.PANEL), *out[1:]), dtype=dtype)
+            self._pack(part, checkpoint, made)
+            yield first // panels.PANEL, made
 
     def _pack(self, part: Recipe, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         if self.keep.form in panels.CODED:

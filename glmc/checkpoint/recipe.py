@@ -1,13 +1,13 @@
 """A recipe says how one parameter is made from checkpoint tensors: a small tree, read without running anything.
 
 Memory: `build` allocates the result once and lets every part be read straight into its place in it; besides the result
-at most one part is held, and only where its place is not contiguous or has another dtype.
+at most one part is held, and only where its place is not contiguous or has another dtype. `pieces` holds less of what is large.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, TensorInfo]
 FLOATS = ("BF16", "F16", "F32")
+SLAB = 1 << 27
+"""Bytes of a large tensor that are read at once."""
 
 
 class Recipe(ABC):
@@ -50,6 +52,14 @@ class Recipe(ABC):
     @abstractmethod
     def fill(self, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         """Write the result into `out`, which has the result's shape; another dtype of `out` converts on the way."""
+
+    def pieces(self, checkpoint: Checkpoint, out: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+        """The result, of shape `out` in `dtype`, as one piece or cut along dim 0: (first row, piece), in order."""
+        import torch
+
+        made = torch.empty(out, dtype=dtype)
+        self.fill(checkpoint, made)
+        yield 0, made
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +121,19 @@ class Take(Recipe):
             checkpoint.read_rows(self.name, out, 0)
         else:
             out.copy_(checkpoint.read(self.name))
+
+    def pieces(self, checkpoint: Checkpoint, out: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+        import torch
+
+        info = self._info(checkpoint.tensors)
+        if info.nbytes <= SLAB:
+            yield from super().pieces(checkpoint, out, dtype)
+            return
+        each = max(1, out[0] * SLAB // info.nbytes)
+        for first in range(0, out[0], each):
+            made = torch.empty((min(each, out[0] - first), *out[1:]), dtype=torch_dtype(info.dtype))
+            checkpoint.read_rows(self.name, made, first)
+            yield first, made.to(dtype)
 
     def to_json(self) -> dict[str, Any]:
         return {"step": "take", "name": self.name}
@@ -211,6 +234,11 @@ class Stack(Recipe):
     def fill(self, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         for place, part in zip(out, self.sources, strict=True):
             part.fill(checkpoint, place)
+
+    def pieces(self, checkpoint: Checkpoint, out: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+        for number, part in enumerate(self.sources):
+            for _, made in Recipe.pieces(part, checkpoint, out[1:], dtype):
+                yield number, made.unsqueeze(0)
 
     def to_json(self) -> dict[str, Any]:
         return {"step": "stack", "parts": [part.to_json() for part in self.sources]}
