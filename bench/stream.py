@@ -35,51 +35,10 @@ HOW = ("a glm4_moe of random numbers in bfloat16, four safetensors files, compil
        "the whole compilation. GB are 1e9 bytes; memory is VmHWM")
 
 
-def write(folder: Path, gigabytes: float) -> int:
-    """Write the checkpoint; returns its bytes. Numbers come from one bank of random ones, read from other places each time."""
-    import torch
-
-    from glmc import published
-    from glmc.families import glm4_moe
-
+def config_of(gigabytes: float) -> dict[str, Any]:
+    """The configuration with as many layers as make about so many bytes."""
     layer = CONFIG["n_routed_experts"] * 3 * CONFIG["hidden_size"] * CONFIG["moe_intermediate_size"] * 2
-    config = {**CONFIG, "num_hidden_layers": 1 + max(1, round((gigabytes * 1e9 - 5e8) / layer))}
-    dims = glm4_moe.read(config)
-    shapes: dict[str, list[int]] = {}
-    for name, tensor in published.build(config, torch.bfloat16).state_dict().items():
-        leaves = glm4_moe.recipe(name, dims).names()
-        rows = tensor.shape[1] // 2 if name.endswith("experts.gate_up_proj") else tensor.shape[1] if len(leaves) > 1 else 0
-        for leaf in leaves:
-            shapes[leaf] = [rows, tensor.shape[2]] if len(leaves) > 1 else list(tensor.shape)
-    bank = torch.randn(1 << 25, generator=torch.Generator().manual_seed(0)).bfloat16().view(torch.uint8).numpy()
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    names, index, total, at = list(shapes), {}, 0, 0
-    sizes = {n: torch.Size(s).numel() * (4 if n.endswith("correction_bias") else 2) for n, s in shapes.items()}
-    each = sum(sizes.values()) / SHARDS
-    for number in range(SHARDS):
-        file, mine = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors", []
-        while names and (number == SHARDS - 1 or sum(sizes[n] for n in mine) < each):
-            mine.append(names.pop(0))
-        begin, entries = 0, {}
-        for name in mine:
-            entries[name] = {"dtype": "F32" if name.endswith("correction_bias") else "BF16", "shape": shapes[name],
-                             "data_offsets": [begin, begin + sizes[name]]}
-            begin += sizes[name]
-            index[name] = file
-        header = json.dumps(entries).encode()
-        with open(folder / file, "wb") as out:
-            out.write(len(header).to_bytes(8, "little") + header)
-            for name in mine:
-                left = sizes[name]
-                while left:  # an even offset keeps numbers whole
-                    at = (at * 1103515245 + 12345) % (len(bank) // 2) // 4 * 4
-                    piece = bank[at:at + left]
-                    out.write(piece)
-                    left -= len(piece)
-        total += begin
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
-    return total
+    return {**CONFIG, "num_hidden_layers": 1 + max(1, round((gigabytes * 1e9 - 5e8) / layer))}
 
 
 def forget(folder: Path) -> bool:
@@ -106,19 +65,19 @@ def cat(checkpoint: Path, out: Path) -> float:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--gigabytes", type=float, default=8.0)
+    options.add_argument("--kind", default="bfloat16", help="the form of the routed experts, see pour.py")
     options.add_argument("--folder", type=Path, help="where the checkpoint and the artefact go; a temporary folder otherwise")
-    options.add_argument("--write-only", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--out", type=Path, default=default_out("stream"))
     given = options.parse_args()
-    if given.write_only:
-        print(json.dumps({"bytes": write(given.write_only, given.gigabytes)}))
-        return
     report = Report("stream", given.out)
     folder = Path(tempfile.mkdtemp(prefix="glmc-bench-", dir=given.folder))
     try:
         checkpoint = folder / "checkpoint"
-        size = fresh_process.run(fresh_process.python(__file__, "--write-only", checkpoint, "--gigabytes", given.gigabytes),
-                                 ).json()["bytes"]
+        (folder / "asked.json").write_text(json.dumps(config_of(given.gigabytes)))
+        script = Path(__file__).with_name("pour.py")
+        poured = fresh_process.python(script, folder / "asked.json", checkpoint, "--kind", given.kind,
+                                      "--shards", SHARDS)
+        size = fresh_process.run(poured).json()["bytes"]
         copies = [cat(checkpoint, folder / "copy")]
         forget(checkpoint)
         made, finished = in_fresh_process(checkpoint, folder / "cpu.glmc", "cpu", watch=True)

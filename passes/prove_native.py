@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ FLOAT32, QUANTISED = 1e-4, 0.03
 _MOST = 1 << 28
 """The most elements of a region's weights; a region with more is proved with fewer experts, or not, and says so."""
 _SHAPES = ({"B": 1, "S": 1, "L": 300}, {"B": 1, "S": 7, "L": 270}, {"B": 3, "S": 1, "L": 33})
+_DRAWS = 16
 _STEP = 1.012
 """From one cached key of an indexer to the next larger: no rounding turns the choice among them."""
 
@@ -77,6 +79,9 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     held = {n: keeps[n].held(w) for n, w in weights.items()}
     for sizes in _shapes(region):
         given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
+        if "index" in given:
+            clear = _clear_choices(wide, {**given, **held}, draw)
+            given |= {name: tensor.to(given[name].dtype) for name, tensor in clear.items()}
         exact = _run(Bound(wide, "cpu"), wide, {**given, **held})
         text = _run(Bound(region, "cpu"), region, {**given, **held}) if low else exact
         ours = _run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})
@@ -102,7 +107,7 @@ def _shapes(region: Region) -> list[dict[str, int]]:
     made = [{**s, "L": max(s["L"], top + 40)} if top else s for s in _SHAPES]
     if top:  # contexts that the indexer chooses all of, to the last slot
         made += [{"B": 2, "S": 1, "L": top}, {"B": 1, "S": min(5, top), "L": top}]
-    if opens:
+    if opens and (not top or opens + 3 <= top):  # tokens that look at chosen slots do not open
         made.append({"B": 1, "S": opens + 3, "L": max(opens + 40, top)})
     return made
 
@@ -166,11 +171,40 @@ def _input(name: str, spec: Spec, sizes: dict[str, int], draw: torch.Generator) 
     if spec.dtype == "bool":
         return torch.arange(sizes["L"]) <= _input("positions", Spec("int64", ("B", "S")), sizes, draw).view(
             sizes["B"], 1, sizes["S"], 1)
-    drawn = torch.randn(shape, generator=draw)
-    if name == "index":
-        order = torch.stack([torch.randperm(shape[1], generator=draw) for _ in range(shape[0])]) - shape[1] // 2
-        drawn = drawn[:, :1] * (_STEP ** order.double()).float()[:, :, None, None]
-    return drawn.to(getattr(torch, spec.dtype))
+    return torch.randn(shape, generator=draw).to(getattr(torch, spec.dtype))
+
+
+def _clear_choices(region: Region, values: dict[str, torch.Tensor], draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """New tokens and cached keys of an indexer for which no rounding turns its choice.
+
+    The cached keys of a row point all in one direction and differ in length, so that their scores are in the order of the
+    lengths; they are longer than those of new tokens. Of many tokens drawn those are taken whose heads agree best that more is
+    better.
+    """
+    call = next(m for line in region.body if (m := re.search(r"glmc\.lightning_indexer\((\w+), \w+, (\w+),", line)))
+    flow = next(name for name, role, spec in region.inputs if role == "value" and spec.dtype == "float32")
+    rows, slots, _, width = values["index"].shape
+    way = torch.randn(rows, width, generator=draw)
+    best, chosen = torch.full(values[flow].shape[:2], -math.inf), values[flow]
+    for _ in range(_DRAWS):
+        drawn = torch.randn(values[flow].shape, generator=draw)
+        query, shares = _until(region, {**values, flow: drawn}, call.groups())
+        parts = shares * torch.relu(torch.einsum("bshd,bd->bsh", query, way))
+        agreed = parts.sum(-1) / parts.abs().sum(-1).clamp_min(1e-9)
+        chosen, best = chosen.where((agreed <= best).unsqueeze(-1), drawn), agreed.maximum(best)
+    order = torch.stack([torch.randperm(slots, generator=draw) for _ in range(rows)])
+    return {flow: chosen, "index": way[:, None, None, :] * (8 * _STEP ** order.double()).float()[:, :, None, None]}
+
+
+def _until(region: Region, values: dict[str, torch.Tensor], names: tuple[str, ...]) -> list[torch.Tensor]:
+    """What the region's text makes under some names, no further than that."""
+    given = [values[name].clone().to(getattr(torch, spec.dtype)) for name, _, spec in region.inputs]
+    seen: dict[str, torch.Tensor] = {}
+    for name, value in Bound(region, "cpu").lines(*given):
+        seen[name] = value
+        if all(one in seen for one in names):
+            break
+    return [seen[name] for name in names]
 
 
 def _chosen(position: int, top: int, draw: torch.Generator) -> torch.Tensor:
