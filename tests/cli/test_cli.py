@@ -229,7 +229,7 @@ def test_compile_prints_the_path_and_the_ledger_apart(monkeypatch, checkpoint, t
     assert (done.exit_code, done.stdout) == (0, out + "\n")
     assert "rms_norm" in done.stderr
     got.pop("progress")
-    assert got == {"target": "cpu", "dtype": "auto", "quant": None, "max_len": 64, "max_batch": 1}
+    assert got == {"target": "cpu", "dtype": "auto", "quant": None, "max_len": 64, "max_batch": 1, "weights": "copy"}
     told = json.loads(call("compile", str(checkpoint), "-o", out, "--json").stdout)
     assert (told["path"], told["digest"], told["ledger"]) == (out, "d", LEDGER)
     replace(monkeypatch, "compile", raising(WeightMissing("gone")))
