@@ -224,7 +224,8 @@ def _acceptable(name: str, entry: Any) -> bool:
         return False
     if LINKED_SHARD.fullmatch(name):
         return set(entry) == {"bytes", "linked"} and entry["linked"] is True
-    return set(entry) == {"bytes", "sha256"} and isinstance(entry["sha256"], str) and HEX.fullmatch(entry["sha256"]) is not None
+    digest = entry.get("sha256")
+    return set(entry) == {"bytes", "sha256"} and isinstance(digest, str) and HEX.fullmatch(digest) is not None
 
 
 def _manifest(path: Path) -> dict[str, Any]:

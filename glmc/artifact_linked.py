@@ -1,4 +1,4 @@
-"""Weights that stay in a file of the checkpoint: the artefact shares the file by a hard link and keeps a digest of each tensor.
+"""Weights that stay in a file of the checkpoint, which the artefact shares by a hard link; each tensor has its digest.
 
 Other bytes of a linked file are not covered: nothing reads them.
 """

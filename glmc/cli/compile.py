@@ -43,5 +43,7 @@ def compile(source: arguments.Source, out: Destination, target: arguments.Target
                    **made.told()})
     else:
         show.console(stderr=True).print(*show.ledger(ledger["ledger"]))
+        for note in ledger["notes"]:
+            show.talk(f"note: {show.terminal_safe(note)}")
         typer.echo(artifact.folder)
     made.leave(told=json)

@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.bench": ("glmc.bench", "glmc.runtime", "glmc.artifact", "glmc.program", "glmc.target", "glmc.ledger"),
     "glmc.cli.explain": ("glmc.cli", "glmc.target", "glmc.passes.declare", "glmc.passes.pattern"),
     "glmc.cli": ("glmc.native", "glmc.cli", "glmc.build", "glmc.bench", "glmc.ledger", "glmc.runtime", "glmc.artifact",
-                 "glmc.against",
+                 "glmc.artifact_linked", "glmc.against",
                  "glmc.checkpoint", "glmc.program", "glmc.target", "glmc.families", "glmc.machine", *PUBLIC),
     "glmc.__main__": ("glmc.cli",),
     "glmc": ("glmc.backend", "glmc.build", "glmc.planner", "glmc.runtime"),
