@@ -101,10 +101,10 @@ def test_what_is_shared_takes_no_room(pair):
     sources = [Artifact.open(folder).json("sources.json") for folder in (pair.link, pair.copy)]
     assert sources[0] == sources[1]
     notes = link.json("ledger.json")["notes"]
-    assert any(note.startswith(f"linked: {told['tensors']} weights of {told['bytes']} bytes") for note in notes)
+    assert f"weights linked: {told['tensors']} ({told['bytes']} bytes)" in notes
     why = "each is made of several tensors" if pair.target == "fx" else "the engine reads them in panels"
-    assert any(note.startswith("copied: ") and note.endswith(why) for note in notes)
-    assert not any("linked: " in note for note in copy.json("ledger.json")["notes"])
+    assert any(note.startswith("weights copied: ") and note.endswith(why) for note in notes)
+    assert not any("linked" in note for note in copy.json("ledger.json")["notes"])
 
 
 def test_an_edited_byte_is_seen(apart):
@@ -132,11 +132,11 @@ def test_it_outlives_the_checkpoint(pair, apart):
 def test_the_command_line_says_what_is_shared(pair, tmp_path):
     done = call("compile", pair.source, "-o", tmp_path / "x.glmc", "--target", pair.target, "--weights", "link")
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'x.glmc'}\n")
-    assert "note: linked: " in done.stderr
+    assert "note: weights linked: " in done.stderr
     done = call("compile", pair.source, "-o", tmp_path / "y.glmc", "--target", pair.target, "--weights", "link", "--json")
     told = json.loads(done.stdout)
     assert told["files"]["linked-00001.safetensors"]["linked"] is True
-    assert any(note.startswith("linked: ") for note in told["notes"])
+    assert any(note.startswith("weights linked: ") for note in told["notes"])
     expected = summary(Artifact.open(pair.link))
     shown = " ".join(call("inspect", pair.link).stdout.replace("│", " ").split())
     said = f"{expected['tensors']} weights in {'2 files' if pair.target == 'fx' else 'a file'} shared with the checkpoint"
@@ -207,7 +207,7 @@ def test_why_a_weight_is_copied():
         "joined": Want(Concatenate((whole, Take("b"))), (8, 4), "F32")}, tensors)
     assert linked == {"whole": tensors["a"]}
     assert notes == [
-        "linked: 1 weights of 64 bytes: each is a tensor of the checkpoint",
-        "copied: 2 weights of 96 bytes: each is a part of a tensor, or a tensor turned",
-        "copied: 1 weights of 128 bytes: each is made of several tensors",
-        "copied: 1 weights of 64 bytes: they are BF16 in the checkpoint and F32 here"]
+        "weights linked: 1 (64 bytes)",
+        "weights copied: 2 (96 bytes); each is a part of a tensor, or a tensor turned",
+        "weights copied: 1 (128 bytes); each is made of several tensors",
+        "weights copied: 1 (64 bytes); they are BF16 in the checkpoint and F32 here"]

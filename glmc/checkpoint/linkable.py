@@ -26,8 +26,8 @@ def linkable(wanted: Mapping[str, Want], tensors: Tensors) -> tuple[dict[str, Te
             linked[name] = tensors[want.recipe.name]
         else:
             copied.setdefault(str(reason), []).append(math.prod(want.shape) * BITS[want.dtype] // 8)
-    return linked, [_note("linked", [info.nbytes for info in linked.values()]) + ": each is a tensor of the checkpoint",
-                    *(f"{_note('copied', sizes)}: {reason}" for reason, sizes in sorted(copied.items()))]
+    return linked, [_note("linked", [info.nbytes for info in linked.values()]),
+                    *(f"{_note('copied', sizes)}; {reason}" for reason, sizes in sorted(copied.items()))]
 
 
 def _reason(want: Want, tensors: Tensors) -> str | None:
@@ -45,4 +45,4 @@ def _reason(want: Want, tensors: Tensors) -> str | None:
 
 
 def _note(what: str, sizes: list[int]) -> str:
-    return f"{what}: {len(sizes)} weights of {sum(sizes)} bytes"
+    return f"weights {what}: {len(sizes)} ({sum(sizes)} bytes)"
