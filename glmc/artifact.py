@@ -10,7 +10,9 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +23,18 @@ from glmc.errors import ArtifactError, DamagedArtifact, GlmcError, IncompatibleA
 if TYPE_CHECKING:
     import torch
 
+    from glmc.artifact_linked import Linked
+
 MAGIC = "glmc-artifact"
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+LINKED_VERSION = 2
+MANIFEST, LINKED = "manifest.json", "linked.json"
 MAX_MANIFEST_BYTES = 64 << 20
 FOLDERS = ("kernels", "regions")
 _NAME = re.compile(rf"(?:(?:{'|'.join(FOLDERS)})/)?[A-Za-z0-9][A-Za-z0-9._-]{{0,150}}")
 _SHARD = re.compile(r"weights-\d{5}\.safetensors")
-_HEX = re.compile(r"[0-9a-f]{64}")
+LINKED_SHARD = re.compile(r"linked-\d{5}\.safetensors")
+HEX = re.compile(r"[0-9a-f]{64}")
 _PIECE = 2 << 20  # bytes read before they are hashed: few calls, and still near the core when hashed
 
 
@@ -42,18 +48,27 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(canonical({key: manifest[key] for key in manifest if key != "digest"})).hexdigest()
 
 
+def format_version(files: Mapping[str, Any]) -> int:
+    """The format of an artefact of these files: a glmc that knows no linked files refuses one that has them, by its format."""
+    return LINKED_VERSION if LINKED in files else FORMAT_VERSION
+
+
 def acceptable_name(name: Any) -> bool:
     """Whether a file of an artefact may be called so: flat, or one of `FOLDERS` and flat; a small alphabet."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and ".." not in name and name not in FOLDERS
 
 
 class Artifact:
-    """An opened artefact: `.folder`, `.manifest` (dict), `.files` (name to {"bytes", "sha256"})."""
+    """An opened artefact: `.folder`, `.manifest` (dict), `.files` (name to {"bytes", "sha256"}).
+
+    A linked file is shared with the checkpoint and has {"bytes", "linked": True}: its tensors have digests, in linked.json.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
         self.files: dict[str, dict[str, Any]] = manifest["files"]
         self._verified: set[str] = set()
+        self._linked: tuple[Linked, ...] | None = None
 
     @classmethod
     def open(cls, folder: Any) -> Artifact:
@@ -71,9 +86,7 @@ class Artifact:
             raise DamagedArtifact("the manifest's list of files is not acceptable", file=folder / MANIFEST,
                                   field="files", expected="plain file names")
         for name, entry in files.items():
-            if (not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"} or type(entry["bytes"]) is not int
-                    or entry["bytes"] < 0 or not isinstance(entry["sha256"], str)
-                    or not _HEX.fullmatch(entry["sha256"])):
+            if not _acceptable(name, entry) or ("linked" in entry and LINKED not in files):
                 raise DamagedArtifact("a file's entry is not acceptable", file=folder / MANIFEST, field=name,
                                       expected="bytes and sha256", found=entry)
         sizes = _scan(folder)
@@ -109,34 +122,57 @@ class Artifact:
 
     def verify(self, threads: int | None = None) -> None:
         """Compare every file with its digest, in a pool. Raises DamagedArtifact that names all that differ."""
-        def fault(name: str) -> GlmcError | None:
+        def fault(check: Callable[[], None]) -> GlmcError | None:
             try:
-                self._verified.discard(name)
-                self.hash_file(name)
+                check()
             except DamagedArtifact as found:
                 return found
             return None
 
+        self._verified.clear()
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            faults = [found for found in pool.map(fault, sorted(self.files)) if found is not None]
+            whole = [partial(self.hash_file, name) for name in sorted(set(self.files) - set(self.linked_files()))]
+            faults = [found for found in pool.map(fault, whole) if found is not None]
+            if all(Path(found.file).name != LINKED for found in faults):
+                parts = [partial(one.check, self.folder, self.files[one.file]["bytes"], None) for one in self.linked()]
+                faults += [found for found in pool.map(fault, parts) if found is not None]
         if len(faults) == 1:
             raise faults[0]
         if faults:
-            names = ", ".join(str(Path(found.file).relative_to(self.folder)) for found in faults)
+            names = ", ".join(str(Path(found.file).relative_to(self.folder)) + (f" ({found.field})" if found.field else "")
+                              for found in faults)
             raise DamagedArtifact("files differ from their digests", file=self.folder, found=names)
 
     def shards(self) -> list[str]:
         """The names of the weight files, in order."""
         return sorted(name for name in self.files if _SHARD.fullmatch(name))
 
+    def linked_files(self) -> list[str]:
+        """The names of the files that are shared with the checkpoint, in order."""
+        return sorted(name for name, entry in self.files.items() if "linked" in entry)
+
+    def linked(self) -> tuple[Linked, ...]:
+        """The weights in the linked files, in the order of their bytes. Raises what `read` raises."""
+        if self._linked is None:
+            from glmc.artifact_linked import read_table
+
+            self._linked = read_table(self) if LINKED in self.files else ()
+        return self._linked
+
+    def weight_bytes(self) -> int:
+        """What loading the weights takes, in bytes, headers included. Raises what `read` raises."""
+        return sum(self.files[name]["bytes"] for name in self.shards()) + sum(one.nbytes for one in self.linked())
+
     def load_weights(self, threads: int | None = None) -> dict[str, torch.Tensor]:
         """Every weight by name, on the CPU, 64-byte aligned, hashed while it is read into private memory.
 
-        Shards are read by `threads` threads (default: the CPUs). Raises DamagedArtifact, StorageError.
+        Shards are read by `threads` threads (default: the CPUs), of linked files only what is a weight.
+        Raises DamagedArtifact, StorageError.
         """
+        from glmc.artifact_linked import readers
         from glmc.artifact_weights import load_shards
 
-        return load_shards(self, threads)
+        return load_shards(self, threads, readers(self))
 
     def hash_file(self, name: str) -> None:
         """Compare file `name` with its digest unless this object did so before; holds 2 MiB."""
@@ -145,28 +181,51 @@ class Artifact:
             self._verified.add(name)
 
     def read_verified(self, name: str, view: memoryview | None) -> None:
-        """Read file `name` into `view` (bytes, of its size) and compare the digest; `None` only compares."""
+        """Read file `name` into `view` (bytes, of its size) and compare the digest; `None` only compares.
+
+        Raises UsageError for a linked file, which has no digest of the whole.
+        """
         entry, path = self._entry(name), self.folder / name
-        total = hashlib.sha256()
-        room = memoryview(bytearray(_PIECE)) if view is None else view
-        with regular_file(path, error=DamagedArtifact, follow=False) as (descriptor, state):
-            if state.st_size != entry["bytes"]:
-                raise DamagedArtifact("a file has another size", file=path, expected=f"{entry['bytes']} bytes",
-                                      found=f"{state.st_size} bytes")
-            for start in range(0, entry["bytes"], _PIECE):
-                stop = min(start + _PIECE, entry["bytes"])
-                piece = room[start:stop] if view is not None else room[:stop - start]
-                read_into(descriptor, piece, start, file=path, error=DamagedArtifact)
-                total.update(piece)
-        if total.hexdigest() != entry["sha256"]:
+        if "linked" in entry:
+            raise UsageError("a linked file is covered tensor by tensor, not as a whole", file=path, expected=LINKED)
+        found = hash_range(path, entry["bytes"], 0, entry["bytes"], view)
+        if found != entry["sha256"]:
             raise DamagedArtifact("a file differs from its digest", file=path, expected=f"sha256 {entry['sha256']}",
-                                  found=f"sha256 {total.hexdigest()}")
+                                  found=f"sha256 {found}")
 
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self.files:
             raise UsageError("the artefact holds no such file", file=self.folder, field=name,
                              expected=sorted(self.files))
         return self.files[name]
+
+
+def hash_range(path: Path, size: int, begin: int, count: int, view: memoryview | None) -> str:
+    """SHA-256 (hex) of `count` bytes from `begin` of a regular file of `size` bytes, read into `view` unless it is None.
+
+    Raises DamagedArtifact when it has another size or is no such file, StorageError.
+    """
+    total = hashlib.sha256()
+    room = memoryview(bytearray(min(_PIECE, count))) if view is None else view
+    with regular_file(path, error=DamagedArtifact, follow=False) as (descriptor, state):
+        if state.st_size != size:
+            raise DamagedArtifact("a file has another size", file=path, expected=f"{size} bytes",
+                                  found=f"{state.st_size} bytes")
+        for start in range(0, count, _PIECE):
+            stop = min(start + _PIECE, count)
+            piece = room[start:stop] if view is not None else room[:stop - start]
+            read_into(descriptor, piece, begin + start, file=path, error=DamagedArtifact)
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _acceptable(name: str, entry: Any) -> bool:
+    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or entry["bytes"] < 0:
+        return False
+    if LINKED_SHARD.fullmatch(name):
+        return set(entry) == {"bytes", "linked"} and entry["linked"] is True
+    digest = entry.get("sha256")
+    return set(entry) == {"bytes", "sha256"} and isinstance(digest, str) and HEX.fullmatch(digest) is not None
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -187,9 +246,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     if type(manifest.get("format_version")) is not int:
         raise DamagedArtifact("the manifest has no format version", file=path, field="format_version",
                               found=manifest.get("format_version"))
-    if manifest["format_version"] != FORMAT_VERSION:
+    files = manifest.get("files")
+    version = format_version(files if isinstance(files, dict) else {})
+    if manifest["format_version"] != version:
         raise IncompatibleArtifact("the artefact has another format", file=path, field="format_version",
-                                   expected=FORMAT_VERSION, found=manifest["format_version"],
+                                   expected=version, found=manifest["format_version"],
                                    hint="compile it again with this version of glmc")
     return manifest
 

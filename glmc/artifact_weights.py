@@ -7,11 +7,12 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from glmc.checkpoint.regular_file import read_into
 from glmc.checkpoint.safetensors_header import header_length, parse_header
@@ -31,6 +32,8 @@ _SPLIT = 16 << 20  # bytes: fewer are read in one piece sooner than in two
 
 Layout = Iterable[tuple[str, str, tuple[int, ...]]]
 Item = tuple[str, str, tuple[int, ...], int]  # name, dtype, shape, bytes
+Reader = tuple[int, str, Callable[[], "dict[str, torch.Tensor]"]]  # bytes, file, and what reads its weights
+Thing = TypeVar("Thing")
 
 
 @dataclass
@@ -61,17 +64,23 @@ def plan_shards(layout: Layout, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
         items.append((name, dtype, tuple(shape), math.prod(shape) * BITS[dtype] // 8))
     if len({item[0] for item in items}) != len(items):
         raise InternalError("the layout of the weights names a tensor twice", found=[item[0] for item in items])
-    total = sum(item[3] for item in items)
-    share = total / (2 * math.ceil(total / (2 * shard_bytes)) or 1) if total > _SPLIT else shard_bytes
-    groups: list[list[Item]] = []
+    groups = even_groups(items, lambda item: item[3], shard_bytes)
+    return [_shard(f"weights-{number:05d}.safetensors", group) for number, group in enumerate(groups, 1)]
+
+
+def even_groups(items: Sequence[Thing], size: Callable[[Thing], int], most: int = SHARD_BYTES) -> list[list[Thing]]:
+    """`items` in runs of at most `most` bytes, nearly equal and even in number; a larger item is alone."""
+    total = sum(map(size, items))
+    share = total / (2 * math.ceil(total / (2 * most)) or 1) if total > _SPLIT else most
+    groups: list[list[Thing]] = []
     filled = 0
     for item in items:
-        if not groups or filled >= share or filled + item[3] > shard_bytes:
+        if not groups or filled >= share or filled + size(item) > most:
             groups.append([])
             filled = 0
         groups[-1].append(item)
-        filled += item[3]
-    return [_shard(f"weights-{number:05d}.safetensors", group) for number, group in enumerate(groups, 1)]
+        filled += size(item)
+    return groups
 
 
 def _shard(file: str, group: list[Item]) -> Shard:
@@ -207,20 +216,36 @@ def finish(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def load_shards(artifact: Artifact, threads: int | None = None) -> dict[str, torch.Tensor]:
-    """Every tensor of the weight files, verified. See `Artifact.load_weights`."""
-    names = artifact.shards()
+def load_shards(artifact: Artifact, threads: int | None = None, others: Iterable[Reader] = ()) -> dict[str, torch.Tensor]:
+    """Every tensor of the weight files and of `others`, verified. See `Artifact.load_weights`."""
+    own = [(artifact.files[name]["bytes"], name, partial(_load, artifact, name)) for name in artifact.shards()]
+    parts: list[Reader] = [*own, *others]
     # The largest first, so that the threads end together.
-    order = sorted(names, key=lambda name: -artifact.files[name]["bytes"])
-    with ThreadPoolExecutor(max(1, min(threads or os.cpu_count() or 1, len(names) or 1))) as pool:
-        loaded = dict(zip(order, pool.map(lambda name: _load(artifact, name), order), strict=True))
+    order = sorted(range(len(parts)), key=lambda number: -parts[number][0])
+    with ThreadPoolExecutor(max(1, min(threads or os.cpu_count() or 1, len(parts) or 1))) as pool:
+        loaded = dict(zip(order, pool.map(lambda number: parts[number][2](), order), strict=True))
     weights: dict[str, torch.Tensor] = {}
-    for name in names:
-        for key, tensor in loaded[name].items():
+    for number, (_, name, _) in enumerate(parts):
+        for key, tensor in loaded[number].items():
             if key in weights:
                 raise DamagedArtifact("a tensor stands in two weight files", file=artifact.folder / name, field=key)
             weights[key] = tensor
     return weights
+
+
+def private_memory(size: int, path: Path) -> mmap.mmap:
+    """Anonymous memory of our own: page aligned, and in huge pages where the system has them (fewer page faults).
+
+    `path` is what it is for. Raises StorageError.
+    """
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as fault:
+        raise StorageError("there is no memory for the weights", file=path, expected=f"{size} bytes",
+                           found=fault.strerror) from fault
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _load(artifact: Artifact, name: str) -> dict[str, torch.Tensor]:
@@ -230,14 +255,7 @@ def _load(artifact: Artifact, name: str) -> dict[str, torch.Tensor]:
     if size < 8:
         raise DamagedArtifact("the file is too short to be safetensors", file=path, expected="at least 8 bytes",
                               found=f"{size} bytes")
-    # Anonymous memory of our own: page aligned, and in huge pages where the system has them (fewer page faults).
-    try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as fault:
-        raise StorageError("there is no memory for the weights", file=path, expected=f"{size} bytes",
-                           found=fault.strerror) from fault
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = private_memory(size, path)
     view = memoryview(memory)
     artifact.read_verified(name, view)
     length = header_length(bytes(view[:8]), size, path, DamagedArtifact)

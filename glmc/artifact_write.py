@@ -15,16 +15,21 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glmc.artifact import FOLDERS, FORMAT_VERSION, MAGIC, MANIFEST, acceptable_name, canonical, manifest_digest
+from glmc.artifact import FOLDERS, LINKED, MAGIC, MANIFEST, acceptable_name, canonical, format_version, manifest_digest
+from glmc.artifact_linked import link_weights
 from glmc.artifact_weights import SHARD_BYTES, Layout, WeightWriter, create, finish, reserve_file, write_all
 from glmc.checkpoint.regular_file import read_into, regular_file
 from glmc.checkpoint.strict_json import parse_json
 from glmc.errors import GlmcError, InternalError, OutputBusy, OutputExists, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from glmc.checkpoint.folder import Checkpoint
+    from glmc.checkpoint.safetensors_header import TensorInfo
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -135,13 +140,19 @@ class ArtifactWriter:
         self.reserve(self._weights.total_bytes)
         return self._weights
 
+    def link(self, weights: Mapping[str, TensorInfo], checkpoint: Checkpoint) -> None:
+        """Share the files that hold `weights` with the checkpoint; call it once, before it is read. See `link_weights`."""
+        table, files = link_weights(self.folder, weights, checkpoint)
+        self.add_json(LINKED, table)
+        self._files.update(files)
+
     def seal(self, manifest: dict[str, Any], check: Callable[[], None] | None = None) -> Path:
         """Write the manifest, make all durable, and publish under the target's name, which is returned.
 
         `manifest` holds the caller's fields; format_version, magic, files and digest are added. `check` runs last
         before publishing, for `Checkpoint.check_unchanged`. Raises InternalError, OutputExists, what `check` raises.
         """
-        own = {"magic": MAGIC, "format_version": FORMAT_VERSION, "files": self._files}
+        own = {"magic": MAGIC, "format_version": format_version(self._files), "files": self._files}
         if set(manifest) & {*own, "digest"}:
             raise InternalError("the manifest may not name the format's own fields", found=sorted(manifest))
         if self._weights is not None:
@@ -172,7 +183,7 @@ class ArtifactWriter:
         self._sealed = True
 
     def _create(self, name: str) -> int:
-        if not acceptable_name(name) or name in self._files or name.startswith("weights-"):
+        if not acceptable_name(name) or name in self._files or name.startswith(("weights-", "linked-")):
             raise InternalError("a file of an artefact may not be called so, or is there already", field=name)
         path = self.folder / name
         if path.parent != self.folder:

@@ -20,6 +20,7 @@ from glmc.checkpoint.coded import forms_of
 from glmc.checkpoint.dequantise import dequantised
 from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.formats import UNUSED
+from glmc.checkpoint.linkable import linkable
 from glmc.checkpoint.origins import origins
 from glmc.checkpoint.pack import Want, check, pack
 from glmc.checkpoint.packed import Packed
@@ -40,14 +41,19 @@ _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", quant: str | None = None,
-            max_len: int | None = None, max_batch: int = 1, progress: Progress = lambda *_: None) -> Artifact:
+            max_len: int | None = None, max_batch: int = 1, weights: str = "copy", progress: Progress = lambda *_: None,
+            ) -> Artifact:
     """Compile the checkpoint folder `source` into the artefact folder `out`; returns it, opened and checked.
 
     max_len: the most tokens a row may hold; None takes 4096, or the model's positions where they are fewer.
-    Raises UsageError (bounds, quant, out exists), CheckpointError, PromiseBroken, NumericError, StorageError.
+    weights: "copy", or "link": a weight that is one tensor of the checkpoint stays in the checkpoint's file, which the
+    artefact then shares by a hard link; out is on the same file system.
+    Raises UsageError (bounds, quant, weights, out exists), CheckpointError, PromiseBroken, NumericError, StorageError.
     """
     machine = compilable(target)
     quant = _quant(quant, machine)
+    if weights not in ("copy", "link"):
+        raise UsageError("no such way to keep weights", field="weights", expected="copy, link", found=weights)
     with ArtifactWriter(Path(out)) as writer:
         checkpoint = Checkpoint.open(source)
         bounds = _bounds(_compilable(checkpoint.config, source), max_len, max_batch)
@@ -63,17 +69,23 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         wanted = _wanted(surveyed, buffers, keeps, recipes)
         leftover = check(checkpoint, wanted, [*surveyed.family.leftovers(surveyed.dims), *([UNUSED] if scheme else [])])
         surveyed.notes += _drafts(leftover, surveyed.dims.layers)
+        linked, said = linkable(wanted, checkpoint.tensors) if weights == "link" else ({}, [])
+        surveyed.notes += said
         layout = [(name, *keeps[name].stored()) if name in keeps else (name, _SAFETENSORS[d], tuple(shape))
-                  for name, (d, shape) in surveyed.weights.items()]
+                  for name, (d, shape) in surveyed.weights.items() if name not in linked]
         files = checkpoint.extra_files()
+        sink = writer.weights(layout)
+        if linked:
+            progress("link weights", 0, len(linked))
+            writer.link(linked, checkpoint)
+            progress("link weights", len(linked), len(linked))
         proofs = prove(surveyed.captured, machine)
         progress("prove", len(proofs), len(proofs))
         lowering = prove_native(surveyed.program, keeps) if keeps else []
-        weights = writer.weights(layout)
         for name, tensor in buffers.items():
-            weights.write(name, tensor)
-        done = itertools.count(1)
-        pack(checkpoint, wanted, weights, lambda *_: progress("pack weights", next(done), len(wanted)))
+            sink.write(name, tensor)
+        copied, done = {name: want for name, want in wanted.items() if name not in linked}, itertools.count(1)
+        pack(checkpoint, copied, sink, lambda *_: progress("pack weights", next(done), len(copied)))
         _compile_regions(surveyed, bounds, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)

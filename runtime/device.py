@@ -112,7 +112,7 @@ def _npu(artifact: Artifact, number: int) -> torch.device:
 
 
 def _room(artifact: Artifact, free: int) -> None:
-    weights = sum(artifact.files[name]["bytes"] for name in artifact.shards())
+    weights = artifact.weight_bytes()
     if weights > free:
         raise IncompatibleArtifact("the weights do not fit the device's free memory", file=artifact.folder, field="memory",
                                    expected=f"{weights} bytes", found=f"{free} bytes",

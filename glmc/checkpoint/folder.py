@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -38,6 +39,7 @@ EXTRA = (
 )
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _LISTED = 200
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def read_config(path_or_folder: Any) -> dict[str, Any]:
@@ -118,6 +120,31 @@ class Checkpoint:
                 raise CheckpointChanged("the shard was edited or replaced during the compilation", file=info.file)
             if size:
                 read_into(descriptor, bytes_of(out), info.offset + begin, file=info.file, error=CheckpointChanged)
+
+    def link(self, shard: Path, place: Path) -> int:
+        """Make `place` a second name, a hard link, of the file `shard`, synced; returns its size in bytes.
+
+        Linking gives a file another ctime, which is what `check_unchanged` compares from then on. So link before reading;
+        that the header is the one that was opened is compared at the end as ever.
+        Raises CheckpointChanged, StorageError where the file system makes no such link, OSError for other troubles of `place`.
+        """
+        with regular_file(shard, error=CheckpointChanged) as (descriptor, before):
+            try:
+                os.link(os.path.realpath(shard), place, follow_symlinks=False)
+            except OSError as fault:
+                if fault.errno not in _NO_LINK:
+                    raise
+                raise StorageError("a file of the checkpoint cannot be shared with the artefact", file=shard,
+                                   expected="both on one file system that makes hard links", found=fault.strerror,
+                                   hint="--weights copy copies the weights") from fault
+            after = os.fstat(descriptor)
+            same = [_identity(state)[:2] + _identity(state)[3:] for state in (before, after, os.lstat(place))]
+            if _identity(before) != self._states[shard.name] or len(set(same)) != 1:
+                raise CheckpointChanged("the shard was edited or replaced during the compilation", file=shard)
+            os.fsync(descriptor)
+        self._states[shard.name] = _identity(after)
+        self._first[shard.name] = (*_identity(after), self._first[shard.name][-1])
+        return after.st_size
 
     def fingerprint(self) -> dict[str, tuple]:
         """Per file: size (bytes), mtime and ctime (ns), device, inode, and for shards the header's SHA-256."""

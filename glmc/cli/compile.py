@@ -18,6 +18,8 @@ Destination = Annotated[Path, typer.Option("-o", metavar="OUT", help="The artefa
                                            show_default=False)]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--dtype", help="auto: what config.json says.")]
 Quant = Annotated[Literal["none", "int8", "int4"], typer.Option("--quant", help="Weights as integers.")]
+Weights = Annotated[Literal["copy", "link"], typer.Option(
+    "--weights", help="link: a weight that is a tensor of the checkpoint stays in its file, which the artefact shares.")]
 MaxLen = Annotated[int | None, typer.Option("--max-len", metavar="N", show_default="4096, or the model's positions",
                                             help="Most tokens a row, prompt and answer together.")]
 MaxBatch = Annotated[int, typer.Option("--max-batch", metavar="N", help="Most rows at once.")]
@@ -25,7 +27,7 @@ MaxBatch = Annotated[int, typer.Option("--max-batch", metavar="N", help="Most ro
 
 def compile(source: arguments.Source, out: Destination, target: arguments.TargetName = "cpu", dtype: Dtype = "auto",
             quant: Quant = "none", max_len: MaxLen = None, max_batch: MaxBatch = 1,
-            json: arguments.Json = False) -> None:
+            weights: Weights = "copy", json: arguments.Json = False) -> None:
     """Compile a checkpoint into one sealed artefact and print its path."""
     compilable(arguments.target_name(target))
     arguments.checkpoint(source)
@@ -33,7 +35,7 @@ def compile(source: arguments.Source, out: Destination, target: arguments.Target
         raise OutputExists("the output is there already", file=out)
     with outcome() as made, progress() as report:
         made.finished = glmc.compile(source, out, target=target, dtype=dtype, quant=None if quant == "none" else quant,
-                                       max_len=max_len, max_batch=max_batch, progress=report)
+                                       max_len=max_len, max_batch=max_batch, weights=weights, progress=report)
     artifact = made.finished
     ledger = artifact.json("ledger.json")
     if json:
@@ -41,5 +43,7 @@ def compile(source: arguments.Source, out: Destination, target: arguments.Target
                    **made.told()})
     else:
         show.console(stderr=True).print(*show.ledger(ledger["ledger"]))
+        for note in ledger["notes"]:
+            show.talk(f"note: {show.terminal_safe(note)}")
         typer.echo(artifact.folder)
     made.leave(told=json)

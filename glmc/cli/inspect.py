@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from glmc.artifact import Artifact
+from glmc.artifact import LINKED, Artifact
+from glmc.artifact_linked import summary
 from glmc.cli import arguments, show
 from glmc.errors import DamagedArtifact
 from glmc.program import KERNELS, Program, Region
@@ -25,7 +26,8 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         if json:
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": program.to_json(),
                        **ledger, **proofs, **({"sources": opened.json(SOURCES)} if SOURCES in opened.files else {}),
-                       **({"kernels": _built(opened)} if KERNELS in opened.files else {})})
+                       **({"kernels": _built(opened)} if KERNELS in opened.files else {}),
+                       **({"linked": summary(opened)} if LINKED in opened.files else {})})
             return
         show.console().print(
             _summary(opened), show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
@@ -101,6 +103,17 @@ def _sources(sources: dict[str, Any]) -> str:
     return f"{sources['read']:,} tensors (weights: {forms}); {sources['unread']['count']:,} unread"
 
 
+def linked_text(told: dict[str, int]) -> str:
+    """What `summary` says of the linked files, in a line."""
+    files = "a file" if told["files"] == 1 else f"{told['files']:,} files"
+    return f"{show.bytes_text(told['bytes'])}: {told['tensors']:,} weights in {files} shared with the checkpoint"
+
+
+def _linked(told: dict[str, int]) -> str:
+    return (f"{linked_text(told)}, where no digest covers the other {show.bytes_text(told['other_bytes'])}; "
+            "editing the checkpoint in place breaks this artefact")
+
+
 def _summary(opened: Artifact) -> Table:
     manifest = opened.manifest
     bounds = manifest["bounds"]
@@ -118,5 +131,6 @@ def _summary(opened: Artifact) -> Table:
                     else "any CPU" if manifest["engine"] == "native" else manifest["target"],
         "source": manifest["source"],
         **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),
-        "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values())),
+        "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values() if "linked" not in e)),
+        **({"linked": _linked(summary(opened))} if LINKED in opened.files else {}),
     })

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from glmc.artifact import Artifact
+from glmc.artifact import LINKED, Artifact
+from glmc.artifact_linked import summary
 from glmc.cli import arguments, show
-from glmc.cli.inspect import proofs_table
+from glmc.cli.inspect import linked_text, proofs_table
 from glmc.errors import NumericError, UsageError
 
 Against = Annotated[Path | None, typer.Option("--against", metavar="CHECKPOINT", show_default=False,
@@ -25,13 +26,16 @@ def verify(out: arguments.Out, against: Against = None, device: arguments.Device
     elif device is not None:
         raise UsageError("a device is for comparing", field="device", found=device, expected="--against CHECKPOINT with it")
     opened.verify()
-    total = sum(entry["bytes"] for entry in opened.files.values())
+    own = [entry["bytes"] for entry in opened.files.values() if "linked" not in entry]
+    linked = summary(opened) if LINKED in opened.files else None
     stored = opened.json("proofs.json").get("proofs", []) if "proofs.json" in opened.files else []
-    told: dict[str, Any] = {"digest": opened.manifest["digest"], "files": len(opened.files), "bytes": total,
-                            "proofs": stored}
+    told: dict[str, Any] = {"digest": opened.manifest["digest"], "files": len(own), "bytes": sum(own),
+                            "proofs": stored, **({"linked": linked} if linked else {})}
     if not json:
         screen = show.console()
-        screen.print(f"{len(opened.files)} files, {show.bytes_text(total)}: every digest agrees")
+        screen.print(f"{len(own)} files, {show.bytes_text(sum(own))}: every digest agrees")
+        if linked:
+            screen.print(f"linked, {linked_text(linked)}: every digest agrees", soft_wrap=True)
         if stored:
             screen.print(proofs_table(stored))
     if against is not None:

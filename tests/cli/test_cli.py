@@ -221,15 +221,17 @@ def test_compile_prints_the_path_and_the_ledger_apart(monkeypatch, checkpoint, t
 
     def compiled(source, out, **options):
         got.update(options)
-        return SimpleNamespace(folder=Path(out), manifest={"digest": "d"}, files={}, json=lambda _: {"ledger": LEDGER})
+        return SimpleNamespace(folder=Path(out), manifest={"digest": "d"}, files={},
+                               json=lambda _: {"ledger": LEDGER, "notes": ["25 linked"]})
 
     replace(monkeypatch, "compile", compiled)
     out = str(tmp_path / "x.glmc")
     done = call("compile", str(checkpoint), "-o", out, "--max-len", "64")
     assert (done.exit_code, done.stdout) == (0, out + "\n")
     assert "rms_norm" in done.stderr
+    assert "note: 25 linked" in done.stderr
     got.pop("progress")
-    assert got == {"target": "cpu", "dtype": "auto", "quant": None, "max_len": 64, "max_batch": 1}
+    assert got == {"target": "cpu", "dtype": "auto", "quant": None, "max_len": 64, "max_batch": 1, "weights": "copy"}
     told = json.loads(call("compile", str(checkpoint), "-o", out, "--json").stdout)
     assert (told["path"], told["digest"], told["ledger"]) == (out, "d", LEDGER)
     replace(monkeypatch, "compile", raising(WeightMissing("gone")))

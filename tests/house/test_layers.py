@@ -9,7 +9,7 @@ import pytest
 from house.source import PACKAGE_FOLDERS, imported, module_name, python_files, text, within
 
 EVERYWHERE = ("glmc.errors", "glmc.knobs")
-ARTIFACT = ("glmc.artifact", "glmc.artifact_weights", "glmc.artifact_write")
+ARTIFACT = ("glmc.artifact", "glmc.artifact_linked", "glmc.artifact_weights", "glmc.artifact_write")
 PUBLIC = ("glmc.plan", "glmc.compile", "glmc.load", "glmc.__version__")
 
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.bench": ("glmc.bench", "glmc.runtime", "glmc.artifact", "glmc.program", "glmc.target", "glmc.ledger"),
     "glmc.cli.explain": ("glmc.cli", "glmc.target", "glmc.passes.declare", "glmc.passes.pattern"),
     "glmc.cli": ("glmc.native", "glmc.cli", "glmc.build", "glmc.bench", "glmc.ledger", "glmc.runtime", "glmc.artifact",
-                 "glmc.against",
+                 "glmc.artifact_linked", "glmc.against",
                  "glmc.checkpoint", "glmc.program", "glmc.target", "glmc.families", "glmc.machine", *PUBLIC),
     "glmc.__main__": ("glmc.cli",),
     "glmc": ("glmc.backend", "glmc.build", "glmc.planner", "glmc.runtime"),
