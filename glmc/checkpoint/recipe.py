@@ -171,19 +171,28 @@ class Cast(Recipe):
 
 
 @dataclass(frozen=True)
-class Concatenate(Recipe):
-    """The parts one after another along `dim`; their other dims and their dtypes are equal."""
+class _Joined(Recipe):
+    """Base of the steps with several sources, equal in dtype."""
 
     sources: tuple[Recipe, ...]
-    dim: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
         if not self.sources:
-            raise WeightMismatch("a recipe concatenates nothing", expected="at least one part")
+            raise WeightMismatch(f"a recipe has nothing to {type(self).__name__.lower()}", expected="at least one part")
 
     def parts(self) -> tuple[Recipe, ...]:
         return self.sources
+
+    def dtype(self, tensors: Tensors) -> str:
+        return _same_dtype(self, tensors)
+
+
+@dataclass(frozen=True)
+class Concatenate(_Joined):
+    """The parts one after another along `dim`; their other dims and their dtypes are equal."""
+
+    dim: int = 0
 
     def shape(self, tensors: Tensors) -> tuple[int, ...]:
         shapes = [part.shape(tensors) for part in self.sources]
@@ -193,9 +202,6 @@ class Concatenate(Recipe):
             raise _mismatch(f"the parts cannot be concatenated along dim {self.dim}", self, "equal other dims",
                             sorted(set(shapes)))
         return (*shapes[0][:self.dim], sum(shape[self.dim] for shape in shapes), *shapes[0][self.dim + 1:])
-
-    def dtype(self, tensors: Tensors) -> str:
-        return _same_dtype(self, tensors)
 
     def fill(self, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         at = 0
@@ -209,27 +215,14 @@ class Concatenate(Recipe):
 
 
 @dataclass(frozen=True)
-class Stack(Recipe):
+class Stack(_Joined):
     """The parts, equal in shape and dtype, along a new first dim."""
-
-    sources: tuple[Recipe, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sources", tuple(self.sources))
-        if not self.sources:
-            raise WeightMismatch("a recipe stacks nothing", expected="at least one part")
-
-    def parts(self) -> tuple[Recipe, ...]:
-        return self.sources
 
     def shape(self, tensors: Tensors) -> tuple[int, ...]:
         shapes = sorted({part.shape(tensors) for part in self.sources})
         if len(shapes) != 1:
             raise _mismatch("the parts differ in shape", self, "one shape", shapes)
         return (len(self.sources), *shapes[0])
-
-    def dtype(self, tensors: Tensors) -> str:
-        return _same_dtype(self, tensors)
 
     def fill(self, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         for place, part in zip(out, self.sources, strict=True):
