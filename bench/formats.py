@@ -18,7 +18,7 @@ from report import ROOT, Report, default_out
 
 sys.path.insert(0, str(ROOT / "tests"))  # the writer of tiny checkpoints, which knows nothing of the reader
 
-FAMILIES = ("glm4_moe", "glm4_moe_lite", "glm_moe_dsa")
+FAMILIES = ("glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa")
 NAMES = {"quark": "MXFP4 (Quark)", "fp8": "FP8, blocks", "channel": "FP8, per channel", "tensor": "FP8, per tensor",
          "modelopt": "NVFP4 (ModelOpt)"}
 PROMPT, NEW = 60, 32

@@ -8,7 +8,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,8 @@ class WeightWriter:
     """Writes the planned shards into `folder`; `write` takes the tensors in the layout's order, or in any other. Their pieces
     come one after another.
 
-    After `close`, `.files` holds bytes and SHA-256 of each shard. OSErrors pass through to the artefact's writer.
+    Bytes are hashed beside being written, and a full shard is synced while the next is made. After `close`, `.files` holds
+    bytes and SHA-256 of each shard. OSErrors pass through to the artefact's writer.
     """
 
     def __init__(self, folder: Path, layout: Layout, shard_bytes: int = SHARD_BYTES) -> None:
@@ -112,6 +113,7 @@ class WeightWriter:
         self._shards = plan_shards(layout, shard_bytes)
         self._written: dict[str, int] = {}  # rows of a tensor that came in pieces
         self._home = {name: shard for shard in self._shards for name in shard.begins}
+        self._hashing, self._syncing, self._synced = ThreadPoolExecutor(1), ThreadPoolExecutor(1), list[Future]()
         self.files: dict[str, dict[str, object]] = {}
 
     @property
@@ -143,11 +145,14 @@ class WeightWriter:
         self._put(shard, data, shard.begins[name] + (first * len(data) // shape[0] if first else 0))
         if shard.hashed == shard.total and not any(other in self._wanted for other in shard.begins):
             finish_at, shard.descriptor = shard.descriptor, -1
-            finish(finish_at)
+            self._synced.append(self._syncing.submit(finish, finish_at))
             self.files[shard.file] = {"bytes": shard.total, "sha256": shard.digest.hexdigest()}
 
     def close(self) -> None:
-        """Raises InternalError when a tensor of the layout was not written."""
+        """Wait until everything is synced. Raises InternalError when a tensor of the layout was not written."""
+        for synced in self._synced:
+            synced.result()
+        self._end()
         if self._wanted:
             raise InternalError("weights of the layout were never written", expected=sorted(self._wanted))
         if len(self.files) != len(self._shards):
@@ -155,11 +160,16 @@ class WeightWriter:
                                 found=sorted(self.files))
 
     def abandon(self) -> None:
-        """Close the descriptors of unfinished shards."""
+        """Close the descriptors of unfinished shards, once nothing is synced any more."""
+        self._end()
         for shard in self._shards:
             if shard.descriptor >= 0:
                 os.close(shard.descriptor)
                 shard.descriptor = -1
+
+    def _end(self) -> None:
+        self._hashing.shutdown()
+        self._syncing.shutdown()
 
     def _begin(self, shard: Shard) -> None:
         shard.descriptor = create(self._folder / shard.file)
@@ -167,9 +177,10 @@ class WeightWriter:
         self._put(shard, memoryview(shard.header), 0)
 
     def _put(self, shard: Shard, data: memoryview, begin: int) -> None:
+        hashing = self._hashing.submit(shard.digest.update, data) if begin == shard.hashed else None
         write_all(shard.descriptor, data, begin)
-        if begin == shard.hashed:
-            shard.digest.update(data)
+        if hashing is not None:
+            hashing.result()
             shard.hashed += len(data)
         elif len(data):  # out of the file's order: hashed when its turn comes, from the file
             shard.waiting[begin] = len(data)

@@ -42,7 +42,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe_lite-halves": ("glm4_moe_lite", {"rope_interleave": False, "num_attention_heads": 3, "num_key_value_heads": 3,
                                                "qk_nope_head_dim": 10, "v_head_dim": 14, "kv_lora_rank": 32, **_SHALLOW}),
     "glm_moe_dsa-own-indexers": ("glm_moe_dsa", {"indexer_types": ["full", "full"], **_SHALLOW}),
-    "glm_moe_dsa-one-indexer": ("glm_moe_dsa", {"index_topk": 16, "indexer_types": ["full", "shared", "shared"]}),
     "glm-tied-no-bias": ("glm", {"tie_word_embeddings": True, "attention_bias": False, **_SHALLOW}),
 }
 """Name -> family and what differs from the family's tiny configuration."""

@@ -76,7 +76,7 @@ def test_an_unknown_target_is_named(tmp_path):
         glmc.plan(write(tmp_path, "glm"), target="abacus")
 
 
-@pytest.mark.parametrize("variant", models.VARIANTS)
+@pytest.mark.parametrize("variant", [v for v in models.VARIANTS if v != "glm4_moe_lite-halves"])  # the same sites in both
 def test_every_promise_is_kept_and_nothing_more_is_found(variant):
     made = models.made(variant)
     ledger = made.session.artifact.json("ledger.json")

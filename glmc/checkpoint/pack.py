@@ -17,7 +17,7 @@ from glmc.errors import CheckpointError, WeightMismatch, WeightMissing, WeightUn
 if TYPE_CHECKING:
     import torch
 
-AHEAD = 2
+AHEAD = 8
 """Pieces that may be made before the one that is being written."""
 
 @dataclass(frozen=True)

@@ -130,4 +130,6 @@ class Lowered:
                 case Weight(name) | State(name):
                     return name
             return "-"
-        return [f"{', '.join(f'r{r}' for r in c.writes)} = {c.kernel}({', '.join(word(o) for o in c.p)})" for c in self.calls]
+        made = [", ".join(f"r{r}" for r in c.writes) for c in self.calls]
+        return [f"{f'{to} = ' if to else ''}{c.kernel}({', '.join(map(word, c.p))})"
+                for to, c in zip(made, self.calls, strict=True)]

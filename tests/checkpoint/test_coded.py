@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 
@@ -19,10 +18,12 @@ from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.formats import source_of
 from glmc.checkpoint.recipe import Cast, Concatenate, Slice, Stack, Take
 from glmc.native import panels
+from glmc.passes.prove_native import QUANTISED
 
 FORMS = {"quark": "MX4", "fp8": "F8", "channel": "F8", "tensor": "F8", "modelopt": "NV4"}
 # Every kind on one family, and the first on the others: what differs between families are the names alone.
-PAIRS = [*((kind, "glm4_moe") for kind in FORMS), ("quark", "glm4_moe_lite"), ("quark", "glm_moe_dsa"), ("fp8", "glm_moe_dsa")]
+PAIRS = [*((kind, "glm4_moe") for kind in ("quark", "channel", "modelopt")), ("quark", "glm4_moe_lite"),
+         ("quark", "glm_moe_dsa"), ("fp8", "glm_moe_dsa")]
 
 
 def compiled(made, tmp_path, **options):
@@ -48,14 +49,9 @@ def test_in_float32_they_are_those_of_the_decoded_weights(tmp_path, kind, family
         assert session.generate(ids, max_new_tokens=16).token_ids == models.greedy(made.reference, ids, 16)
 
 
-@functools.cache
-def in_bfloat16(kind):
-    return quantised.written(kind, family="glm4_moe", dtype="bfloat16")
-
-
-@pytest.mark.parametrize("kind", ["quark", "channel", "modelopt"])
+@pytest.mark.parametrize("kind", ["quark", "channel"])
 def test_in_bfloat16_they_are_near_the_expanded_ones(tmp_path, kind):
-    made = in_bfloat16(kind)
+    made = quantised.written(kind, family="glm4", dtype="bfloat16")  # without experts, whose choice rounding may turn
     kept, opened = (compiled(made, tmp_path / name, dtype=name) for name in ("auto", "bfloat16"))
     assert kinds(kept)[FORMS[kind]]
     assert not kinds(opened)[FORMS[kind]]
@@ -63,17 +59,16 @@ def test_in_bfloat16_they_are_near_the_expanded_ones(tmp_path, kind):
     ids = models.prompts(131, 60)[0]
     exact = models.logits(made.reference, ids)
     errors = [(s.logits(torch.tensor([ids]))[0] - exact).norm() / exact.norm() for s in (kept, opened)]
-    # Activations are rounded to 8 bits in groups of 32 where codes are whole numbers; a choice of experts may turn.
-    assert errors[0] <= 2 * errors[1] + 0.05
+    # Where codes are whole numbers activations are rounded to 8 bits in groups of 32: the kernels' stated error.
+    assert errors[0] <= 2 * errors[1] + (QUANTISED if any(keep.rounds for keep in kept.kept.values()) else 0.0)
     files = [s.artifact.manifest["files"] for s in (kept, opened)]
     sizes = [sum(f["bytes"] for name, f in found.items() if name.startswith("weights")) for found in files]
     assert sizes[0] < sizes[1]
 
 
-@pytest.mark.parametrize(("quant", "form"), [("int8", "Q8"), ("int4", "Q4")])
-def test_from_one_form_to_another(tmp_path, quant, form):
-    session = compiled(quantised.written("quark"), tmp_path, quant=quant)
-    assert kinds(session)[form]
+def test_from_one_form_to_another(tmp_path):
+    session = compiled(quantised.written("quark"), tmp_path, quant="int4")
+    assert kinds(session)["Q4"]
     assert not kinds(session)["MX4"]
     assert session.generate([5, 7, 9], max_new_tokens=4).token_ids
 

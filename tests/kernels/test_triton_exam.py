@@ -104,8 +104,13 @@ def test_the_kernel_takes_what_the_reference_takes(name):
     assert signature(kernels.load(name, "triton").run) == signature(declare.load(name).reference)
 
 
-def test_every_fusion_but_those_that_torch_runs_as_well_has_a_kernel():
-    assert set(declare.names()) == set(NAMES)
+WAITING = {"latent_attention", "lightning_indexer"}
+"""Refused on GPUs, where their steps run one by one, until there are kernels for them."""
+
+
+def test_every_fusion_has_a_kernel_but_those_that_wait_for_one():
+    assert set(declare.names()) == set(NAMES) | WAITING
+    assert not WAITING & set(NAMES)
 
 
 @pytest.mark.parametrize("tokens", [1, experts.FEW, experts.FEW + 1, 70])
