@@ -84,10 +84,18 @@ def test_an_equal_artefact_agrees(family, dtype):
         assert any("nearly equal experts" in note for note in answer["notes"])
 
 
-@pytest.mark.parametrize("variant", ["glm-tied-no-bias", "glm4_moe-odd", "glm4_moe-no-qk-norm"])
+@pytest.mark.parametrize("variant", ["glm4_moe-odd", "glm4_moe-no-qk-norm"])
 def test_an_equal_artefact_of_a_variant_agrees(variant):
     made = models.made(variant)
     assert told(made.out, made.checkpoint, 0)["first"] is None
+
+
+def test_an_indexer_has_to_choose_and_its_choice_is_compared():
+    made = models.made("glm_moe_dsa", target="cpu")
+    answer = told(made.out, made.checkpoint, 0)
+    assert len(answer["tokens"]) > made.config["index_topk"] + 13
+    assert verdicts(answer)[f"{LAYER}1.self_attn.indexer"] == "agrees"
+    assert answer["first"] is None
 
 
 def test_what_aoti_compiled_agrees():
@@ -95,7 +103,7 @@ def test_what_aoti_compiled_agrees():
     assert told(made.out, made.checkpoint, 0)["first"] is None
 
 
-@pytest.mark.parametrize(("variant", "dtype"), [("glm4_moe", "float32"), ("glm4", "bfloat16"), ("glm-tied-no-bias", "float32")])
+@pytest.mark.parametrize(("variant", "dtype"), [("glm4_moe", "float32"), ("glm4", "bfloat16"), ("glm4_moe_lite", "float32")])
 def test_the_native_library_agrees(variant, dtype):
     made = models.made(variant, dtype, target="cpu")
     assert told(made.out, made.checkpoint, 0)["first"] is None
