@@ -127,14 +127,14 @@ class WeightWriter:
         Raises InternalError when it is not in the layout, differs, or comes twice.
         """
         dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
-        wanted = self._wanted.get(name)
-        whole = wanted == (dtype, shape) and first == 0
-        rows = self._written.pop(name, 0) + (shape[0] if shape else 0)
-        fits = wanted is not None and shape and (dtype, shape[1:]) == (wanted[0], wanted[1][1:]) and rows <= wanted[1][0]
-        if wanted is None or not (whole or (fits and first == rows - shape[0])):
+        wanted, before = self._wanted.get(name), self._written.pop(name, 0)
+        rows = first + (shape[0] if shape else 1)
+        whole = (wanted[1][0] if wanted[1] else 1) if wanted is not None else 0
+        fits = wanted is not None and (dtype, len(shape), shape[1:]) == (wanted[0], len(wanted[1]), wanted[1][1:])
+        if not fits or first != before or rows > whole:
             raise InternalError("a weight is not what the layout says, or was written before", field=name, expected=wanted,
                                 found=(dtype, shape, first))
-        if whole or rows == wanted[1][0]:
+        if rows == whole:
             del self._wanted[name]
         else:
             self._written[name] = rows

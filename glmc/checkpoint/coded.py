@@ -48,7 +48,8 @@ def _rows_only(recipe: Recipe) -> bool:
 def codes_of(recipe: Recipe, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(codes, scales, factors float32 [N]) of a parameter [N, K] that `forms_of` says can stay, for `panels.pack_codes`.
 
-    Scales of F8 are float32 [N, ceil(K / 128)], whatever they stood for. Raises WeightNotFinite and what reading raises.
+    Scales of F8 are float32 [N, ceil(K / 128)], whatever they stood for. Raises WeightNotFinite for a scale or a value that is
+    not a finite number, as decoding does, and what reading raises.
     """
     import torch
 
@@ -59,10 +60,24 @@ def codes_of(recipe: Recipe, checkpoint: Checkpoint) -> tuple[torch.Tensor, torc
     return torch.cat([c.view(torch.uint8) for c in codes]), torch.cat(scales), torch.cat(factors)
 
 
+def _may_overflow(form: str, codes: torch.Tensor, scales: torch.Tensor, more: list[torch.Tensor]) -> bool:
+    """Whether a value may be no finite number: from these scales on the largest code leaves float32, or a code is NaN."""
+    import torch
+
+    largest = torch.finfo(torch.float32).max
+    if form == "MX4":
+        return bool((scales.view(torch.uint8) >= 253).any())
+    if form == "NV4":
+        return float(more[0].abs()) > largest / (6 * 448)
+    return bool((codes.view(torch.uint8) & 127 == 127).any()) or float(scales.float().abs().max()) > largest / 448
+
+
 def _one(source: Source, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     import torch
 
     codes, (scales, *more) = source.codes_and_scales(checkpoint)
+    if _may_overflow(source.form, codes, scales, more):
+        Dequantise(source).build(checkpoint)  # names the value that is not a finite number, if there is one
     rows, width = source.shape
     factors = more[0].reshape(1).expand(rows).float() if more else torch.ones(rows)
     if source.form != "F8":

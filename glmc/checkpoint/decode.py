@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from glmc.checkpoint.formats import Source
 from glmc.checkpoint.tensor_bytes import torch_dtype
 from glmc.errors import WeightNotFinite
+from glmc.native.panels import E2M1
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _SLAB = 1 << 22
 """Elements that are decoded at once."""
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 NAN = 255
 """The byte of an e8m0 scale that is no number."""
 
@@ -29,7 +29,7 @@ NAN = 255
 def _pairs() -> torch.Tensor:
     import torch
 
-    values = torch.tensor([*_E2M1, *(-v for v in _E2M1)])
+    values = torch.tensor([*E2M1, *(-v for v in E2M1)])
     return torch.stack((values.repeat(16), values.repeat_interleave(16)), 1)
 
 

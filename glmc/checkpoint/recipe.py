@@ -86,13 +86,6 @@ def _dim(recipe: Recipe, dim: int, rank: int) -> None:
         raise _mismatch("the recipe names a dim that the tensor does not have", recipe, f"0 to {rank - 1}", dim)
 
 
-def _same_dtype(recipe: Recipe, tensors: Tensors) -> str:
-    found = sorted({part.dtype(tensors) for part in recipe.parts()})
-    if len(found) != 1:
-        raise _mismatch("the parts differ in dtype", recipe, "one dtype", found)
-    return found[0]
-
-
 @dataclass(frozen=True)
 class Take(Recipe):
     """The checkpoint tensor `name` as it is."""
@@ -185,7 +178,10 @@ class _Joined(Recipe):
         return self.sources
 
     def dtype(self, tensors: Tensors) -> str:
-        return _same_dtype(self, tensors)
+        found = sorted({part.dtype(tensors) for part in self.sources})
+        if len(found) != 1:
+            raise _mismatch("the parts differ in dtype", self, "one dtype", found)
+        return found[0]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ CODED = FORMS[4:]
 F8_GROUP = 128
 """Inputs of an output that share a scale in F8."""
 _KINDS = ("float32", "bfloat16", "float16")
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _SMALL = 1 << 20
 """Elements up to which one thread packs."""
 
@@ -166,7 +166,7 @@ def _values(packed: torch.Tensor, form: str, width: int) -> torch.Tensor:
         turned = _codes(groups[..., 128:], False).unflatten(3, (-1, 4))[..., [0, 2, 1, 3]].flatten(3)
         codes = (turned >> 1 | turned << 7).masked_fill_(turned == 1, 127)
         return codes.view(torch.float8_e4m3fn).float() * scales.unsqueeze(-1)
-    table = torch.tensor((*_E2M1, *(-x for x in _E2M1)))
+    table = torch.tensor((*E2M1, *(-x for x in E2M1)))
     if form == "MX4":
         exponents = packed[..., :2 * PANEL].unflatten(2, (2, PANEL)).flatten(1, 2).int()
         scales = (exponents << 23).where(exponents > 0, torch.tensor(1 << 22, dtype=torch.int32)).view(torch.float32)

@@ -17,6 +17,7 @@ from glmc.checkpoint.dequantise import Dequantise
 from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.formats import source_of
 from glmc.checkpoint.recipe import Cast, Concatenate, Slice, Stack, Take
+from glmc.errors import WeightNotFinite
 from glmc.native import panels
 from glmc.passes.prove_native import QUANTISED
 
@@ -131,3 +132,25 @@ def test_what_can_stay_and_why_not():
     assert stays == {"whole": "MX4", "joined": "MX4", "stacked": "MX4"}
     assert {name: why.split()[-2:] for name, why in opened.items()} == {
         "beside": ["several", "forms"], "two forms": ["several", "forms"], "across": ["or", "turned"], "cut": ["or", "turned"]}
+
+
+@pytest.mark.parametrize(("kind", "end", "code", "sound"), [
+    ("channel", "", 0x7F, 0x7E), ("channel", "", 0xFF, 0xFE), ("quark", "_scale", 255, 200), ("quark", "_scale", 254, 252)])
+def test_what_is_not_finite_is_refused_here_too(tmp_path, kind, end, code, sound):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    made = quantised.written(kind)
+    for number, byte in enumerate((code, sound)):
+        dtype, shape, data = made.stored[name + end]
+        stored = {**made.stored, name + end: (dtype, shape, bytes([byte]) + data[1:])}
+        if end:  # the largest code of the group
+            whole = made.stored[name]
+            stored[name] = (*whole[:2], bytes([0x77]) + whole[2][1:])
+        folder = quantised.put(tmp_path / str(number), stored, made.config)
+        checkpoint = Checkpoint.open(folder)
+        recipe = Dequantise(source_of(name, checkpoint.tensors))
+        if byte == sound:
+            assert codes_of(recipe, checkpoint)[0].shape[0] == shape[0]
+            continue
+        with pytest.raises(WeightNotFinite) as caught:
+            codes_of(recipe, checkpoint)
+        assert caught.value.field.startswith(name)
