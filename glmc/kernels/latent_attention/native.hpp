@@ -90,13 +90,19 @@ inline int64_t latent_scratch(const Instruction& it, int64_t tokens) {
     return std::max({Job::scratch(l.width, l.rank, it.n[14] != 0), open_scratch(l, tokens), product});
 }
 
-// out(i, column, low, high) for `rows` inputs x(i) of k numbers with panels `from` to `to` of a matrix.
-template <class Form, class X, class F>
-inline void few_panels(char* scratch, int64_t rows, int k, const char* matrix, int64_t from, int64_t to, X x, F out) {
+// `rows` inputs x(i) of k numbers, prepared in scratch.
+template <class Form, class X>
+inline const char* const* prepared_rows(char* scratch, int64_t rows, int k, X x) {
     int64_t bytes = row_stride(Form::row_bytes(k));
     auto* at = (const char**)scratch;
-    char* prepared = scratch + (8 * rows + 63) / 64 * 64;
+    char* prepared = scratch + up64(8 * rows);
     for (int64_t i = 0; i < rows; i++) Form::prepare(x(i), k, prepared + i * bytes), at[i] = prepared + i * bytes;
+    return at;
+}
+
+// out(i, column, low, high) for prepared rows of k numbers with panels `from` to `to` of a matrix.
+template <class Form, class F>
+inline void few_panels(const char* const* at, int64_t rows, int k, const char* matrix, int64_t from, int64_t to, F out) {
     for (int64_t p = from; p < to; p++)
         panel_times_rows<Form>(at, int(rows), matrix + p * Form::panel_bytes(k), k, nullptr,  // no form here is opened for many rows
                                [&](int i, vf low, vf high) { out(i, p * P, low, high); });
@@ -129,8 +135,8 @@ inline void latent_closed(const Context& c, const Latent& l, const Looks& looks,
         if (from == 0)
             for (int64_t i = 0; i < count; i++)
                 std::memcpy(asked + (i * l.heads + h) * l.width + l.rank, l.q_turned(token(i), h), 4 * l.turned);
-        few_panels<Form>(c.scratch, count, int(l.plain), l.template matrix<Form>(h, 0), from, to,
-                         [&](int64_t i) { return l.q_plain(token(i), h); },
+        auto* rows = prepared_rows<Form>(c.scratch, count, int(l.plain), [&](int64_t i) { return l.q_plain(token(i), h); });
+        few_panels<Form>(rows, count, int(l.plain), l.template matrix<Form>(h, 0), from, to,
                          [&](int64_t i, int64_t column, vf low, vf high) {
                              store_columns(asked + (i * l.heads + h) * l.width, column, l.rank, low, high);
                          });
@@ -142,8 +148,8 @@ inline void latent_closed(const Context& c, const Latent& l, const Looks& looks,
                          [&](int64_t i, int64_t h) { return summed + (i * l.heads + h) * l.rank; });
     c.barrier();
     products(l.values, [&](int64_t h, int64_t from, int64_t to) {
-        few_panels<Form>(c.scratch, count, int(l.rank), l.template matrix<Form>(h, 2), from, to,
-                         [&](int64_t i) { return summed + (i * l.heads + h) * l.rank; },
+        auto* rows = prepared_rows<Form>(c.scratch, count, int(l.rank), [&](int64_t i) { return summed + (i * l.heads + h) * l.rank; });
+        few_panels<Form>(rows, count, int(l.rank), l.template matrix<Form>(h, 2), from, to,
                          [&](int64_t i, int64_t column, vf low, vf high) {
                              store_columns(l.y(token(i), h), column, l.values, low, high);
                          });
@@ -177,10 +183,8 @@ inline void latent_opened(const Context& c, const Latent& l, int64_t head, int64
     }
     int64_t sequence = c.step->sequences[first] * it.n[12];
     const char *cached_keys = (const char*)it.p[3] + sequence, *cached = (const char*)it.p[4] + sequence;
-    auto open = [&](int64_t s, int64_t size, int which, int64_t outputs, auto put) {
-        // `few_panels` keeps the rows that it prepared: they are read again for the values.
-        few_panels<Form>(prepared, size, int(l.rank), l.template matrix<Form>(head, which), 0, Latent::panels(outputs),
-                         [&](int64_t i) { return Slots::take_value(cached, s + i, row, l.rank), row; },
+    auto open = [&](const char* const* rows, int64_t size, int which, int64_t outputs, auto put) {
+        few_panels<Form>(rows, size, int(l.rank), l.template matrix<Form>(head, which), 0, Latent::panels(outputs),
                          [&](int64_t i, int64_t column, vf low, vf high) {
                              store(opened + i * filled(outputs) + column, low);
                              store(opened + i * filled(outputs) + column + W, high);
@@ -189,11 +193,15 @@ inline void latent_opened(const Context& c, const Latent& l, int64_t head, int64
     };
     for (int64_t s = 0; s < end; s += PIECE) {
         int64_t size = std::min(PIECE, end - s);
-        open(s, size, 1, l.plain, [&](int64_t i, const float* x) { Slots::put_key(keys, i, x, l.plain, width); });
+        auto* latents = prepared_rows<Form>(prepared, size, int(l.rank), [&](int64_t i) {
+            Slots::take_value(cached, s + i, row, l.rank);
+            return row;
+        });
+        open(latents, size, 1, l.plain, [&](int64_t i, const float* x) { Slots::put_key(keys, i, x, l.plain, width); });
         for (int64_t b = 0; b < filled(size); b += P)
             std::memcpy((T*)keys + b * width + l.plain * P, (const T*)cached_keys + (s + b) * l.width + l.rank * P,
                         sizeof(T) * P * l.turned);
-        open(s, size, 2, l.values, [&](int64_t i, const float* x) { Slots::put_value(values, i, x, l.values); });
+        open(latents, size, 2, l.values, [&](int64_t i, const float* x) { Slots::put_value(values, i, x, l.values); });
         for (int64_t from = 0; from < count; from += QUERIES) {
             int rows = int(std::min<int64_t>(count - from, QUERIES));
             if (c.step->positions[first + from + rows - 1] < s) continue;
