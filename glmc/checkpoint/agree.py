@@ -42,7 +42,7 @@ def check_scheme(checkpoint: Checkpoint, scheme: Scheme | None, recipes: Mapping
     if faults or problems:
         lines = [*(fault.sentence().replace("\n", ",") for fault in faults), *problems]
         raise (type(faults[0]) if faults else SchemeMismatch)(
-            f"quantization_config ({scheme.method}) and the tensors disagree\n{len(lines)} times:\n{listing(lines)}",
+            f"quantization_config ({scheme.method}) and the tensors disagree ({len(lines)}):\n{listing(lines)}",
             file=checkpoint.folder, hint=SchemeMismatch.hint)
     return dict(Counter(source.form for source in sources.values()))
 

@@ -14,6 +14,7 @@
 namespace glmc {
 
 constexpr int P = 32;  // columns of a panel
+inline int64_t filled(int64_t width) { return (width + P - 1) / P * P; }
 constexpr int AHEAD = 4096;  // bytes of a panel that are asked for before they are needed
 
 // A function that keeps its sums in registers: inlined among other work the compiler would keep them in memory.

@@ -13,8 +13,6 @@ namespace glmc {
 constexpr int QUERIES = 48;     // query rows (tokens times heads of a group) of one task at most
 constexpr int64_t PIECE = 128;  // slots that are looked at together
 
-inline int64_t filled(int64_t width) { return (width + P - 1) / P * P; }
-
 // What is known of some query rows after some slots: largest score (as a power of 2), sum of weights, weighted values [rows][Dp].
 struct Attended {
     float *top, *total, *values;

@@ -20,10 +20,10 @@ struct Cache32 {
         for (int64_t i = 0; i < n; i++) to[i * P] = x[i];
     }
     static void put_value(char* values, int64_t slot, const float* x, int64_t width) {
-        std::memcpy((float*)values + slot * ((width + P - 1) / P * P), x, 4 * width);
+        std::memcpy((float*)values + slot * filled(width), x, 4 * width);
     }
     static void take_value(const char* values, int64_t slot, float* x, int64_t width) {
-        std::memcpy(x, (const float*)values + slot * ((width + P - 1) / P * P), 4 * width);
+        std::memcpy(x, (const float*)values + slot * filled(width), 4 * width);
     }
     // Values of slots a and b to slots 2 pair and 2 pair + 1; without a b (negative) zeros.
     static void copy_values(const char* from, int64_t a, int64_t b, char* to, int64_t pair, int64_t padded) {
@@ -46,12 +46,12 @@ struct Cache16 {
         for (int64_t i = 0; i < n; i += 2) to[i * P] = narrow(x[i]), to[i * P + 1] = narrow(x[i + 1]);
     }
     static void put_value(char* values, int64_t slot, const float* x, int64_t width) {
-        int64_t padded = (width + P - 1) / P * P;
+        int64_t padded = filled(width);
         uint16_t* to = (uint16_t*)values + slot / 2 * padded * 2 + slot % 2;
         for (int64_t i = 0; i < width; i++) to[2 * i] = narrow(x[i]);
     }
     static void take_value(const char* values, int64_t slot, float* x, int64_t width) {
-        auto* from = (const uint32_t*)values + slot / 2 * ((width + P - 1) / P * P);
+        auto* from = (const uint32_t*)values + slot / 2 * filled(width);
         int down = slot % 2 * 16;
         for (int64_t i = 0; i < width; i++) x[i] = widen(uint16_t(from[i] >> down));
     }
