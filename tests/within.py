@@ -9,7 +9,7 @@ from glmc.kernels import triton
 
 
 def watch(monkeypatch) -> list[int]:
-    """From now on accesses are looked at, by their address, whether or not their value is used. Their count so far, in a list."""
+    """From now on accesses are looked at, by their address, used or not. Their count so far, in a list."""
     bounds, builder = [], interpreter.interpreter_builder
     load, store, started = builder.create_masked_load, builder.create_masked_store, triton._interpreted
     seen = [0]
