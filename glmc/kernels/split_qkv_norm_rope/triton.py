@@ -45,13 +45,13 @@ def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias
             k_token, v_token = row * K_ROW + slot * K_SLOT, row * V_ROW + slot * V_SLOT
         else:
             k_token, v_token = token * (KV * D), token * (KV * D)
-        head = (part - q_parts) * KV_HEADS + tl.arange(0, KV_HEADS)[:, None]
+        own = (part - q_parts) * KV_HEADS + tl.arange(0, KV_HEADS)[:, None]
         channel = tl.arange(0, WIDE)[None, :]
-        inside = (head < KV) & (channel < D)
-        moved = tl.load(packed + (H + KV + head) * D + channel, mask=inside)
-        turn(packed + (H + head) * D, k + k_token + head * D, head < KV, c, s, k_weight, k_bias, eps,
+        inside = (own < KV) & (channel < D)
+        moved = tl.load(packed + (H + KV + own) * D + channel, mask=inside)
+        turn(packed + (H + own) * D, k + k_token + own * D, own < KV, c, s, k_weight, k_bias, eps,
              D, N, LANES, REST, KV_HEADS, READ, WRITE)
-        tl.store(v + v_token + head * D + channel, moved.to(v.dtype.element_ty), mask=inside)
+        tl.store(v + v_token + own * D + channel, moved.to(v.dtype.element_ty), mask=inside)
 
 
 def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch.Tensor | None = None,
