@@ -34,6 +34,8 @@ class Device:
     """name: as it was asked for; torch: where tensors live; kernels: the machine whose files regions call.
 
     calling: entered around every run of a region. record: how its decode steps are recorded, None where they are not.
+    ahead: it works by itself, so logits stay there, tokens are chosen there, and a step is begun before the host knows the
+    token of the last one.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Device:
     kernels: str
     calling: Callable[[], AbstractContextManager]
     record: capture.Record | None = None
+    ahead: bool = False
 
 
 def open_device(artifact: Artifact, asked: str | None) -> Device:
@@ -68,9 +71,10 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
         _native(manifest, artifact)
         return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
     if own == "npu":
-        return Device(name, _npu(artifact, int(number or 0)), "npu", contextlib.nullcontext,
-                      capture.graphs(npu.vendor("torch_npu").npu))
-    return Device(name, _gpu(artifact, target, int(number or 0)), "triton", sealed(artifact), capture.graphs(torch.cuda))
+        place = _npu(artifact, int(number or 0))
+        return Device(name, place, "npu", contextlib.nullcontext, capture.Graphs(npu.vendor("torch_npu").npu, place))
+    place = _gpu(artifact, target, int(number or 0))
+    return Device(name, place, "triton", sealed(artifact), capture.Graphs(torch.cuda, place), ahead=True)
 
 
 def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
