@@ -57,7 +57,7 @@ class Model:
         self.program = program
         with ThreadPoolExecutor(1) as beside:
             code = None if self.kept else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
-            self.weights = {name: tensor.to(self.device.torch) for name, tensor in artifact.load_weights(self.threads).items()}
+            self.weights = artifact.load_weights(self.threads, self.device.place)
             self.calls = code and code.result()
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self.by_region() if manifest["engine"] != "native" else self._whole()
