@@ -21,6 +21,7 @@ from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.kernels import npu
 from glmc.runtime import capture
 from glmc.runtime.sealed import sealed
+from glmc.runtime.staging import Staging
 from glmc.target import TARGETS, Target
 
 CHECKING = {"triton-interpreted": "triton", "npu-emulated": "npu"}
@@ -34,6 +35,9 @@ class Device:
     """name: as it was asked for; torch: where tensors live; kernels: the machine whose files regions call.
 
     calling: entered around every run of a region. record: how its decode steps are recorded, None where they are not.
+    place: where weights are put while they are read, None for memory of the CPU.
+    ahead: it works by itself, so logits stay there, tokens are chosen there, and a step is begun before the host knows the
+    token of the last one.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Device:
     kernels: str
     calling: Callable[[], AbstractContextManager]
     record: capture.Record | None = None
+    place: Staging | None = None
+    ahead: bool = False
 
 
 def open_device(artifact: Artifact, asked: str | None) -> Device:
@@ -68,9 +74,11 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
         _native(manifest, artifact)
         return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
     if own == "npu":
-        return Device(name, _npu(artifact, int(number or 0)), "npu", contextlib.nullcontext,
-                      capture.graphs(npu.vendor("torch_npu").npu))
-    return Device(name, _gpu(artifact, target, int(number or 0)), "triton", sealed(artifact), capture.graphs(torch.cuda))
+        place = _npu(artifact, int(number or 0))
+        return Device(name, place, "npu", contextlib.nullcontext, capture.Graphs(npu.vendor("torch_npu").npu, place),
+                      Staging(place))
+    place = _gpu(artifact, target, int(number or 0))
+    return Device(name, place, "triton", sealed(artifact), capture.Graphs(torch.cuda, place), Staging(place), ahead=True)
 
 
 def _native(manifest: dict[str, Any], artifact: Artifact) -> None:

@@ -9,7 +9,8 @@ import pytest
 from house.source import PACKAGE_FOLDERS, imported, module_name, python_files, text, within
 
 EVERYWHERE = ("glmc.errors", "glmc.knobs")
-ARTIFACT = ("glmc.artifact", "glmc.artifact_linked", "glmc.artifact_weights", "glmc.artifact_write")
+ARTIFACT = ("glmc.artifact", "glmc.artifact_linked", "glmc.artifact_load", "glmc.artifact_weights",
+            "glmc.artifact_write")
 PUBLIC = ("glmc.plan", "glmc.compile", "glmc.load", "glmc.__version__")
 
 LAYERS: dict[str, tuple[str, ...]] = {
