@@ -265,7 +265,7 @@ def build(asked: Launch, gpu: Gpu, cache_folder: Path) -> tuple[bytes, dict[str,
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(cache_folder)
         made = triton.compile(asked.source(), GPUTarget(*gpu), {"num_warps": asked.warps, "num_stages": asked.stages})
-    if made.metadata.global_scratch_size or made.metadata.profile_scratch_size:
+    if any(getattr(made.metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")):
         raise InternalError("a kernel wants scratch memory, which nobody gives it", field=asked.name)
     binary = made.asm["cubin" if gpu[0] == "cuda" else "hsaco"]
     described = {k: v for k, v in json.loads(json.dumps(made.metadata._asdict(), default=vars)).items()
