@@ -25,19 +25,18 @@ def accepts(site) -> str | None:
 @triton.jit(do_not_specialize=["table_rows", "row_tokens"])
 def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias, slots, q, k, v, table_rows, row_tokens, eps,
                                TOKEN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
-                               LANES: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-                               WIDE: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr, AXES: tl.constexpr,
-                               ONE: tl.constexpr, TWO: tl.constexpr, K_ROW: tl.constexpr, K_SLOT: tl.constexpr,
-                               V_ROW: tl.constexpr, V_SLOT: tl.constexpr):
+                               WIDE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, READ: tl.constexpr,
+                               WRITE: tl.constexpr, AXES: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr,
+                               K_ROW: tl.constexpr, K_SLOT: tl.constexpr, V_ROW: tl.constexpr, V_SLOT: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     packed = qkv + token * TOKEN
     q_parts: tl.constexpr = (H + HEADS - 1) // HEADS
-    c, s = angles(cos, sin, token, table_rows, N, LANES, AXES, ONE, TWO)
+    c, s = angles(cos, sin, token, table_rows, N, WIDE, READ, AXES, ONE, TWO)
     if part < q_parts:
         head = part * HEADS + tl.arange(0, HEADS)[:, None]
         turn(packed + head * D, q + token * (H * D) + head * D, head < H, c, s, q_weight, q_bias, eps,
-             D, N, LANES, REST, HEADS, READ, WRITE)
+             D, N, WIDE, HEADS, READ, WRITE)
     else:
         if slots is not None:
             slot = tl.load(slots + token)
@@ -50,7 +49,7 @@ def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias
         inside = (own < KV) & (channel < D)
         moved = tl.load(packed + (H + KV + own) * D + channel, mask=inside)
         turn(packed + (H + own) * D, k + k_token + own * D, own < KV, c, s, k_weight, k_bias, eps,
-             D, N, LANES, REST, KV_HEADS, READ, WRITE)
+             D, N, WIDE, KV_HEADS, READ, WRITE)
         tl.store(v + v_token + own * D + channel, moved.to(v.dtype.element_ty), mask=inside)
 
 
@@ -81,6 +80,6 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
     kv_each = min(power(kv_heads), each)
     launch(split_qkv_norm_rope_kernel, (packed.shape[0], blocks(heads, each) + blocks(kv_heads, kv_each)), packed, cos, sin,
            q_weight, k_weight, q_bias, k_bias, slots, q, k, v, rows_in(cos, axes), lead[-1] if lead else 1, eps or 0.0,
-           TOKEN=distance, H=heads, KV=kv_heads, KV_HEADS=kv_each, WIDE=power(width), READ=read, WRITE=write, AXES=axes,
+           TOKEN=distance, H=heads, KV=kv_heads, KV_HEADS=kv_each, READ=read, WRITE=write, AXES=axes,
            ONE=one, TWO=two, **strides, **constants, warps=warps_for(each * power(width)))
     return q, k, v
