@@ -35,21 +35,29 @@ def axis_of(lane, ONE: tl.constexpr, TWO: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def angles(cos, sin, token, table_rows, N: tl.constexpr, WIDE: tl.constexpr, READ: tl.constexpr, AXES: tl.constexpr,
-           ONE: tl.constexpr, TWO: tl.constexpr):
-    """What each channel of a token's heads is multiplied by, and its partner, [1, WIDE] in float32: 1 and 0 where it passes."""
-    channel = tl.arange(0, WIDE)[None, :]
-    if READ == -1:
-        lane, later = channel // 2, channel % 2 == 1
-    else:
-        lane, later = tl.where(channel < N, channel, channel - N), channel >= N
-    turned = channel < 2 * N
+def table_at(cos, sin, token, table_rows, lane, turned, N: tl.constexpr, WIDE: tl.constexpr, AXES: tl.constexpr,
+             ONE: tl.constexpr, TWO: tl.constexpr):
+    """A token's cosine and sine of each lane in float32, 1 and 0 where it is not `turned`."""
     at = (token % table_rows) * N + lane
     if AXES:
         at += axis_of(lane, ONE, TWO, WIDE) * table_rows * N
-    c = tl.load(cos + at, mask=turned, other=1.0).to(tl.float32)
-    s = tl.load(sin + at, mask=turned, other=0.0).to(tl.float32)
-    return c, tl.where(later, s, -s)
+    return tl.load(cos + at, mask=turned, other=1.0).to(tl.float32), tl.load(sin + at, mask=turned, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def angles(cos, sin, token, table_rows, N: tl.constexpr, WIDE: tl.constexpr, READ: tl.constexpr, AXES: tl.constexpr,
+           ONE: tl.constexpr, TWO: tl.constexpr):
+    """What each channel of a token's heads is multiplied by, and its partner, [1, WIDE] in float32: 1 and 0 where it passes."""
+    if READ == -1:
+        lane = tl.arange(0, WIDE // 2)[None, :]
+        c, s = table_at(cos, sin, token, table_rows, lane, lane < N, N, WIDE, AXES, ONE, TWO)
+        c, s = tl.reshape(tl.join(c, c), (1, WIDE)), tl.reshape(tl.join(-s, s), (1, WIDE))
+    else:
+        channel = tl.arange(0, WIDE)[None, :]
+        lane = tl.where(channel < N, channel, channel - N)
+        c, s = table_at(cos, sin, token, table_rows, lane, channel < 2 * N, N, WIDE, AXES, ONE, TWO)
+        s = tl.where(channel < N, -s, s)
+    return c, s
 
 
 @triton.jit
