@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import models
 import pytest
 import torch
+from fresh import without_a_compiler
 
 import glmc
 from glmc.against import against
@@ -96,6 +97,11 @@ def test_every_launch_within_the_bounds_was_built_ahead(gpu):
 def test_a_gpu_artefact_gives_transformers_numbers_in_the_interpreter(gpu):
     config, model, artifact = gpu
     agrees(config, model, glmc.load(artifact.folder, device="triton-interpreted"), (5, 12), 3)
+
+
+def test_no_compiler_is_loaded_or_started(gpu):
+    _, _, artifact = gpu
+    assert without_a_compiler(artifact.folder, "triton-interpreted") == ""
 
 
 def test_rows_of_a_batch_in_the_interpreter(gpu):
