@@ -78,7 +78,7 @@ class Kernel:
             raise IncompatibleArtifact("the driver refuses a kernel that was built ahead", field=self.name, found=fault,
                                        hint="compile it again for this GPU, or install a newer driver")
 
-    def __call__(self, grid: tuple[int, int, int], values: Sequence[Any]) -> None:
+    def __call__(self, grid: tuple[int, ...], values: Sequence[Any]) -> None:
         """values: tensors on this device, and numbers. Raises InternalError where the driver does not start it."""
         _have_context()
         given = (v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values)

@@ -102,8 +102,8 @@ _NOTES: ContextVar[dict[Launch, None] | None] = ContextVar("notes", default=None
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
 Find = Callable[[str, str], tuple[Path, Path] | None]
 """(digest, name of the kernel) -> description and binary of a launch that was built ahead."""
-Start = Callable[[tuple[int, int, int], list[Any]], None]
-"""(grid, the values of the parameters that are not constants) starts a kernel."""
+Start = Callable[[tuple[int, ...], list[Any]], None]
+"""(grid of three, the values of the parameters that are not constants) starts a kernel."""
 Opened = dict[Launch, Start | None]
 _SEALED: ContextVar[tuple[Find, Opened] | None] = ContextVar("sealed", default=None)
 
@@ -146,7 +146,7 @@ def launch(kernel: JITFunction, grid: tuple[int, ...], *arguments: Any, warps: i
         asked = _asked(kernel, arguments, constants, warps, stages)
         start = _opened(*known, asked)
         if start is not None:
-            given = dict(zip(kernel.arg_names, arguments, strict=False))
+            given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
             start((*grid, 1, 1)[:3], [given[name] for name, kind in asked.signature if kind != "constexpr"])
             return
     kernel[grid](*arguments, num_warps=warps, num_stages=stages, **constants)
@@ -165,7 +165,7 @@ def _start_of(asked: Launch, description: Path, binary: Path) -> Start:
         return driver.Kernel(binary.read_bytes(), json.loads(description.read_bytes()), asked.parameters())
     made = CompiledKernel(asked.source(), {f.name: str(f) for f in (description, binary)}, asked.digest)
 
-    def start(grid: tuple[int, int, int], values: list[Any]) -> None:
+    def start(grid: tuple[int, ...], values: list[Any]) -> None:
         given = iter(values)
         made[grid](*(None if kind == "constexpr" else next(given) for _, kind in asked.signature))
 
