@@ -20,7 +20,7 @@ from glmc import divergence, families
 from glmc.artifact import Artifact
 from glmc.checkpoint.folder import Checkpoint
 from glmc.divergence import Apart, Row, apart
-from glmc.errors import IncompatibleArtifact, UsageError
+from glmc.errors import IncompatibleArtifact
 from glmc.native.keep import kept_of
 from glmc.program import Region
 from glmc.runtime.session import Model
@@ -42,17 +42,13 @@ class Answer:
 
 
 def against(artifact: Artifact, source: Path, seed: int = 0, device: str | None = None) -> Answer:
-    """Compare, on the CPU: an artefact for another machine on a device that checks it.
+    """Compare: the artefact on its own device, or on one that checks it; the published model on the CPU.
 
     Raises IncompatibleArtifact (another architecture, no places), UsageError (device), CheckpointError and what loading raises.
     """
     checkpoint = Checkpoint.open(source)
     _same_architecture(artifact, checkpoint)
-    model = Model(artifact, device)
-    if model.device.torch.type != "cpu":
-        raise UsageError("steps are compared on the CPU", field="device", found=model.device.name,
-                         expected="triton-interpreted or npu-emulated")
-    return _Comparison(model, checkpoint, seed).run()
+    return _Comparison(Model(artifact, device), checkpoint, seed).run()
 
 
 def _same_architecture(artifact: Artifact, checkpoint: Checkpoint) -> None:
@@ -68,7 +64,7 @@ def _same_architecture(artifact: Artifact, checkpoint: Checkpoint) -> None:
 class _Comparison:
     def __init__(self, model: Model, checkpoint: Checkpoint, seed: int) -> None:
         self.model, self.checkpoint = model, checkpoint
-        self.program, self.regions = model.program, model.by_region()
+        self.program, self.regions, self.place = model.program, model.by_region(), model.device.torch
         if not self.program.places:
             raise IncompatibleArtifact("the artefact does not say where the published modules are", field="places",
                                        file="program.json", hint="compile it again")
@@ -87,7 +83,7 @@ class _Comparison:
             f"the indexer chooses nothing: it looks at {few} slots, and the artefact's rows hold {model.max_len}"]
         self.steps = {path: number for number, s in enumerate(self.program.steps)
                       if (path := next((m[1] for n in s.inputs if (m := _LAYER_WEIGHT.match(n))), None))}
-        self.values: dict[str, torch.Tensor] = {}  # of one piece: the program's names -> the published values
+        self.values: dict[str, torch.Tensor] = {}  # of one piece: the program's names -> the published values, on our device
         self.form, self.start, self.flow = "", 0, ""
 
     def run(self) -> Answer:
@@ -154,7 +150,8 @@ class _Comparison:
         kept = kept_of(self.model.artifact.json("program.json"), region.name) if self.model.kept else {}
         given = [kept[name].plain(t) if name in kept else t for t, (name, _, _) in zip(given, region.inputs, strict=True)]
         with self.model.device.calling():
-            return divergence.values(region, given, self.program.places[region.name], self.model.device.kernels)
+            return divergence.values(region, given, self.program.places[region.name], self.model.device.kernels,
+                                     str(self.place))
 
     def _outer(self, number: int, outer: dict[str, Seen], published: Streamed) -> None:
         """The embed or the head step: each module that ends in one of the step's outputs, and blame inside."""
@@ -172,7 +169,7 @@ class _Comparison:
             pairs = divergence.paired([made[n] for n in names], outer[module].outputs, exact[module].outputs)
             for name, (mine, theirs, sure) in zip(names, pairs or (), strict=bool(pairs)):
                 bad |= self._compare(module, self.form, mine, theirs, sure).diverges
-                self.values[name] = theirs.reshape(mine.shape).contiguous()
+                self.values[name] = theirs.reshape(mine.shape).contiguous().to(self.place)
                 if published.model.get_submodule(module) is published.model.get_input_embeddings():
                     self.flow = name
         if bad and self.blamed is None:
@@ -196,35 +193,36 @@ class _Comparison:
         if not self.flow:
             self._outer(0, outer, published)
         number = self.steps[call.path]
-        self.values[self.flow] = call.hidden.contiguous()
+        self.values[self.flow] = call.hidden.contiguous().to(self.place)
         self._feed(call)
         given, ours = self._ours(number)
         plain, seen, after = call.again(wide=False)
         exact, sure, exact_after = call.again(wide=True) if self.wide else (plain, seen, after)
         self.flow = next(name for name, value in ours.items() if value.is_floating_point())
         form, self.routed = self.form, self.routed or bool(divergence.routers(seen))
+        mine = ours[self.flow].cpu()
         alike = self._choices(call.path, ours, seen, sure)
-        found = apart(ours[self.flow][alike], plain[alike], exact[alike], self.dtype)
+        found = apart(mine[alike], plain[alike], exact[alike], self.dtype)
         if found.diverges:
             swapped, ties = self._ties(call, number, given, seen, sure)
             if swapped:
                 plain, seen, after = call.again(wide=False, swapped=swapped)
                 exact, sure, exact_after = call.again(wide=True, swapped=swapped) if self.wide else (plain, seen, after)
-                found = apart(ours[self.flow][alike], plain[alike], exact[alike], self.dtype)
+                found = apart(mine[alike], plain[alike], exact[alike], self.dtype)
                 self.rows.setdefault(call.path, Row(call.path)).ties += ties
         row = self.rows.setdefault(call.path, Row(call.path))
         row.add(form, found)
         bad = found.diverges
-        for name, mine in self._caches(call.number).items():
+        for name, cache in self._caches(call.number).items():
             rows, sure_rows = (cached(c, name)[:, self.start:] for c in (after, exact_after))
-            written = apart(mine[:, self.start:self.start + rows.shape[1]], rows, sure_rows, self.dtype)
+            written = apart(cache[:, self.start:self.start + rows.shape[1]], rows, sure_rows, self.dtype)
             row.add(form, written)
             bad |= written.diverges
         if bad and self.blamed is None:
             places = self.program.places[self.program.steps[number].region]
             made = self._inside(self._region(number), given)
             self._blame(divergence.first(places, made, seen, sure, self.dtype), call.path)
-        self.values[self.flow] = plain.contiguous()
+        self.values[self.flow] = plain.contiguous().to(self.place)
 
     def _ties(self, call: Call, number: int, given: list[torch.Tensor], seen: dict[str, Seen],
               sure: dict[str, Seen]) -> tuple[dict[str, torch.Tensor], int]:
@@ -240,7 +238,7 @@ class _Comparison:
             pairs = divergence.paired([made[n] for n in places[path].inputs if n in made] if path in places else [],
                                       seen[path].inputs, sure[path].inputs)
             if pairs and len(pairs) == 1 and not apart(*pairs[0], self.dtype).diverges:
-                swapped[path] = pairs[0][0]
+                swapped[path] = pairs[0][0].cpu()
         again = divergence.routers(call.again(wide=False, swapped=swapped)[1]) if swapped else {}
         ties = sum(int((now.sort(-1).values != chosen[path].sort(-1).values).any(-1).sum())
                    for path, now in again.items() if path in swapped)
@@ -252,11 +250,11 @@ class _Comparison:
         exact = divergence.choices(sure)
         if chosen is None or theirs is None or exact is None:
             return torch.ones(ours[self.flow].shape[:2], dtype=torch.bool)
-        found, same = divergence.chosen_apart(ours[chosen], theirs, exact, self.start)
+        found, same = divergence.chosen_apart(ours[chosen].cpu(), theirs, exact, self.start)
         self.rows.setdefault(f"{path}.self_attn.indexer", Row(f"{path}.self_attn.indexer")).add(self.form, found)
         if found.diverges and self.blamed is None:
             self.blamed = f"{path}.self_attn.indexer"
-        self.values[chosen] = theirs.contiguous() if theirs.shape == ours[chosen].shape else ours[chosen]
+        self.values[chosen] = theirs.contiguous().to(self.place) if theirs.shape == ours[chosen].shape else ours[chosen]
         return same
 
     def _caches(self, layer: int) -> dict[str, torch.Tensor]:

@@ -35,13 +35,14 @@ class Apart:
 
 
 def apart(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> Apart:
-    """Compare a result with the published one. dtype: the artefact's; exact: `theirs` itself where that is float32."""
-    sure = exact.double()
+    """Compare a result, on any device, with the published one. dtype: the artefact's; exact: `theirs` itself where that is
+    float32."""
+    sure = exact.cpu().double()
     scale = float(sure.abs().max()) if sure.numel() else 0.0
     scale = scale if 0 < scale < math.inf else 1.0
 
     def worst(found: torch.Tensor) -> float:
-        wide = found.double().reshape(sure.shape)
+        wide = found.cpu().double().reshape(sure.shape)
         errors = torch.where(wide == sure, 0.0, (wide - sure).abs())
         most = float(errors.max()) if errors.numel() else 0.0
         return math.inf if math.isnan(most) else most
@@ -166,10 +167,10 @@ def chosen_apart(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, 
 
 
 def values(region: Region, inputs: Sequence[torch.Tensor], places: dict[str, Place], kernels: str = "cpu",
-           ) -> dict[str, torch.Tensor]:
+           device: str = "cpu") -> dict[str, torch.Tensor]:
     """Run a region's text line by line; the values that places name, in the order they are made. Inputs stay as they are.
 
-    kernels: the machine whose kernels it calls.
+    kernels: the machine whose kernels it calls; device: where the inputs are.
     """
     wanted: dict[str, set[str]] = {}
     for place in places.values():
@@ -186,7 +187,7 @@ def values(region: Region, inputs: Sequence[torch.Tensor], places: dict[str, Pla
     for value, (name, _, _) in zip(copies, region.inputs, strict=True):
         keep(name, value)
     with torch.no_grad():
-        for name, value in Bound(region, kernels).lines(*copies):
+        for name, value in Bound(region, kernels, device).lines(*copies):
             keep(name, value)
     return kept
 

@@ -60,7 +60,8 @@ def build_all(regions: Iterable[Region], bounds: Bounds, gpu: triton.Gpu, folder
         yield _written(folder / f"{name}.json", _json(described))
         entries.append({**asked.facts(), "digest": asked.digest, "name": name, **used})
         done(number, len(wanted))
-    yield _written(folder / Path(KERNELS).name, _json({"gpu": list(gpu), "binary": ending, "kernels": entries}))
+    yield _written(folder / Path(KERNELS).name, _json({
+        "gpu": list(gpu), "binary": ending, "triton": triton.VERSION, "cuda": triton.assembler(gpu), "kernels": entries}))
 
 
 def _written(path: Path, data: bytes) -> Path:

@@ -13,7 +13,7 @@ from glmc.native.keep import Keep
 from glmc.program import FORMS, Program
 from glmc.runtime.capture import Decoder
 from glmc.runtime.device import Device
-from glmc.runtime.memory import Cache
+from glmc.runtime.memory import Cache, slots_of
 from glmc.runtime.steps import Steps
 from glmc.runtime.transfer import to_device
 
@@ -23,11 +23,11 @@ class ByRegion:
 
     def __init__(self, artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Any]],
                  device: Device, kept: dict[str, Keep]) -> None:
-        bounds = artifact.manifest["bounds"]
         self.device = device
         self.steps = Steps(program, weights, calls, kept)
-        self.least = max(2, artifact.manifest["dims"].get("index_topk", 0))  # an indexer chooses a fixed number of slots
-        self.cache = Cache(program, bounds["max_batch"], max(bounds["max_len"], self.least), device.torch)
+        bounds = artifact.manifest["bounds"]
+        self.least, most = slots_of(artifact.manifest)
+        self.cache = Cache(program, bounds["max_batch"], most, device.torch)
         self.decoder = device.record and Decoder(self._decode, device.record, bounds["max_len"], device.torch)
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool) -> torch.Tensor:

@@ -18,9 +18,9 @@ import torch
 from glmc import gpu, kernels, machine
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
-from glmc.kernels import npu
+from glmc.kernels import driver, npu
 from glmc.runtime import capture
-from glmc.runtime.sealed import sealed
+from glmc.runtime.sealed import Sealed, calling
 from glmc.runtime.staging import Staging
 from glmc.target import TARGETS, Target
 
@@ -35,9 +35,9 @@ class Device:
     """name: as it was asked for; torch: where tensors live; kernels: the machine whose files regions call.
 
     calling: entered around every run of a region. record: how its decode steps are recorded, None where they are not.
-    place: where weights are put while they are read, None for memory of the CPU.
+    staging: what puts weights there while they are read, None for memory of the CPU.
     ahead: it works by itself, so logits stay there, tokens are chosen there, and a step is begun before the host knows the
-    token of the last one.
+    token of the last one. stale: kernels that were built ahead and that this version has otherwise.
     """
 
     name: str
@@ -45,12 +45,15 @@ class Device:
     kernels: str
     calling: Callable[[], AbstractContextManager]
     record: capture.Record | None = None
-    place: Staging | None = None
+    staging: Callable[[], Staging] | None = None
     ahead: bool = False
+    stale: tuple[str, ...] = ()
 
 
-def open_device(artifact: Artifact, asked: str | None) -> Device:
+def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0) -> Device:
     """The device for an artefact. asked: "cpu", "cuda[:N]", "npu[:N]", one of CHECKING, or None for the target's own.
+
+    cache_bytes: what it needs besides its weights.
 
     Raises UsageError for a device that the target does not have, IncompatibleArtifact where this machine cannot run it.
     """
@@ -74,11 +77,13 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
         _native(manifest, artifact)
         return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
     if own == "npu":
-        place = _npu(artifact, int(number or 0))
+        place = _npu(artifact, int(number or 0), cache_bytes)
         return Device(name, place, "npu", contextlib.nullcontext, capture.Graphs(npu.vendor("torch_npu").npu, place),
-                      Staging(place))
-    place = _gpu(artifact, target, int(number or 0))
-    return Device(name, place, "triton", sealed(artifact), capture.Graphs(torch.cuda, place), Staging(place), ahead=True)
+                      functools.partial(Staging, place))
+    held = Sealed(artifact)
+    place = _gpu(artifact, target, int(number or 0), held.cuda, cache_bytes)
+    return Device(name, place, "triton", calling(held, place), capture.Graphs(torch.cuda, place),
+                  functools.partial(Staging, place), ahead=True, stale=held.stale)
 
 
 def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
@@ -91,8 +96,9 @@ def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
     machine.check(manifest["machine"], artifact.folder)
 
 
-def _gpu(artifact: Artifact, target: Target, number: int) -> torch.device:
-    """The GPU that torch calls `number`, if it is the target's and holds the weights."""
+def _gpu(artifact: Artifact, target: Target, number: int, made_by: str | None, cache_bytes: int) -> torch.device:
+    """The GPU that torch calls `number`, if it is the target's, its driver is not older than the kernels' assembler (of CUDA
+    `made_by`), and it holds the weights and the cache."""
     if not torch.cuda.is_available() or number >= torch.cuda.device_count():
         raise IncompatibleArtifact("torch sees no such GPU here", file=artifact.folder, field="device", expected=target.name,
                                    found=f"{torch.cuda.device_count()} GPUs, torch {torch.__version__}",
@@ -103,24 +109,30 @@ def _gpu(artifact: Artifact, target: Target, number: int) -> torch.device:
         again = f"compile it again with --target {found}" if found in TARGETS else "no target of glmc is this GPU"
         raise IncompatibleArtifact("the artefact was compiled for another GPU", file=artifact.folder, field="target",
                                    expected=found, found=target.name, hint=again)
-    _room(artifact, torch.cuda.mem_get_info(number)[0])
+    if made_by is not None and driver.version()[0] < int(made_by.partition(".")[0]):
+        offered = ".".join(map(str, driver.version()))
+        raise IncompatibleArtifact("the NVIDIA driver is older than the artefact's kernels", file=artifact.folder,
+                                   field="driver", expected=f"CUDA {made_by.partition('.')[0]}.0 or newer",
+                                   found=f"CUDA {offered}", hint="install a newer driver")
+    _room(artifact, torch.cuda.mem_get_info(number)[0], cache_bytes)
     return torch.device("cuda", number)
 
 
-def _npu(artifact: Artifact, number: int) -> torch.device:
+def _npu(artifact: Artifact, number: int, cache_bytes: int) -> torch.device:
     """The NPU that torch_npu calls `number`."""
     module = npu.vendor("torch_npu")
     if number >= module.npu.device_count():
         raise IncompatibleArtifact("torch_npu sees no such NPU here", file=artifact.folder, field="device",
                                    found=f"{module.npu.device_count()} NPUs")
-    _room(artifact, module.npu.mem_get_info(number)[0])
+    _room(artifact, module.npu.mem_get_info(number)[0], cache_bytes)
     return torch.device("npu", number)
 
 
-def _room(artifact: Artifact, free: int) -> None:
+def _room(artifact: Artifact, free: int, cache: int) -> None:
     weights = artifact.weight_bytes()
-    if weights > free:
-        raise IncompatibleArtifact("the weights do not fit the device's free memory", file=artifact.folder, field="memory",
-                                   expected=f"{weights} bytes", found=f"{free} bytes",
-                                   hint="free memory there, or compile a smaller dtype")
+    if weights + cache > free:
+        raise IncompatibleArtifact("weights and cache do not fit the device's free memory", file=artifact.folder,
+                                   field="memory", expected=f"{weights} bytes of weights and {cache} bytes of cache",
+                                   found=f"{free} bytes", hint="free memory there, or compile a smaller dtype, --max-len or "
+                                                               "--max-batch")
 

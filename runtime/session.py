@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,11 @@ from glmc.program import Program, Region
 from glmc.runtime.by_region import ByRegion, open_code
 from glmc.runtime.device import open_device
 from glmc.runtime.generate import Generation, Stream, generate
+from glmc.runtime.memory import cache_bytes
 from glmc.runtime.sample import Sampling
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
+from glmc.runtime.verdict import Verdict
 from glmc.runtime.whole import Whole
 
 Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
@@ -50,14 +53,16 @@ class Model:
             torch.set_num_threads(threads)
         manifest = artifact.manifest
         self.dims, self.bounds = manifest["dims"], manifest["bounds"]
-        self.device = open_device(artifact, device)
         program = read_program(artifact)
+        self.device = open_device(artifact, device, cache_bytes(program, manifest))
+        if self.device.stale:
+            warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
         opened = time.perf_counter()
         self.kept = _kept(artifact, program) if manifest["engine"] == "native" else {}
         self.program = program
         with ThreadPoolExecutor(1) as beside:
             code = None if self.kept else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
-            self.weights = artifact.load_weights(self.threads, self.device.place)
+            self.weights = artifact.load_weights(self.threads, self.device.staging and self.device.staging())
             self.calls = code and code.result()
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self.by_region() if manifest["engine"] != "native" else self._whole()

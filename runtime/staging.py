@@ -58,7 +58,7 @@ class Buffer:
         except RuntimeError as fault:
             raise StorageError("there is no page-locked memory to load weights through", expected=f"{size} bytes",
                                found=str(fault), hint="free host memory, or load with fewer threads") from fault
-        self.view = memoryview(self.tensor.numpy())
+        self.view = self.tensor.numpy().data
         self._stream, self._copied = stream, torch.cuda.Event() if stream is not None else None
 
     def copy(self, into: Tensor) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import models
 import pytest
 import torch
+from fresh import without_a_compiler
 
 import glmc
 from glmc.against import against
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
+from glmc.kernels import driver, triton
 from glmc.passes.choose import choose
 from glmc.program import KERNELS
 from glmc.runtime.device import open_device
+from glmc.runtime.memory import Cache, cache_bytes
 from glmc.runtime.sealed import Sealed
+from glmc.runtime.session import read_program
+from glmc.runtime.verdict import verdict
 from glmc.sites import find_sites
 from glmc.survey import parts_of
 from glmc.target import TARGETS
@@ -66,10 +72,8 @@ def test_a_gpu_artefact_holds_its_kernels_and_what_they_use(gpu):
 
 def test_every_launch_within_the_bounds_was_built_ahead(gpu):
     """At lengths and batches that no rung of the ladder has."""
-    from glmc.kernels import triton
     from glmc.passes.lower import Bounds, sample
     from glmc.region import Bound
-    from glmc.runtime.session import read_program
 
     _, _, artifact = gpu
     sealed, program = Sealed(artifact), read_program(artifact)
@@ -93,6 +97,11 @@ def test_every_launch_within_the_bounds_was_built_ahead(gpu):
 def test_a_gpu_artefact_gives_transformers_numbers_in_the_interpreter(gpu):
     config, model, artifact = gpu
     agrees(config, model, glmc.load(artifact.folder, device="triton-interpreted"), (5, 12), 3)
+
+
+def test_no_compiler_is_loaded_or_started(gpu):
+    _, _, artifact = gpu
+    assert without_a_compiler(artifact.folder, "triton-interpreted") == ""
 
 
 def test_rows_of_a_batch_in_the_interpreter(gpu):
@@ -147,20 +156,70 @@ class Properties:
         self.major, self.minor = major, minor
 
 
-def test_another_gpu_is_told_what_to_do(gpu, monkeypatch):
+@pytest.fixture
+def h100(monkeypatch):
+    """torch's word for a GPU that is not here, as far as the verdict asks: `h100(driver, free)`."""
+    def have(cuda=(13, 0), free=80 << 30):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: Properties(9, 0))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (free, 80 << 30))
+        monkeypatch.setattr(driver, "version", lambda: cuda)
+
+    return have
+
+
+def test_another_gpu_is_told_what_to_do(gpu, monkeypatch, h100):
     _, _, artifact = gpu
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    h100()
     for properties, hint in ((Properties(8, 0), "--target cuda:sm_80"), (Properties(7, 5), "no target of glmc")):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n, p=properties: p)
         with pytest.raises(IncompatibleArtifact, match="another GPU") as fault:
             glmc.load(artifact.folder)
         assert hint in fault.value.hint
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: Properties(9, 0))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (1000, 2000))
+    h100(free=1000)
     with pytest.raises(IncompatibleArtifact, match="do not fit") as fault:
         glmc.load(artifact.folder)
     assert fault.value.found == "1000 bytes"
+
+
+def test_room_is_for_weights_and_cache(gpu, h100):
+    _, _, artifact = gpu
+    cache = Cache(read_program(artifact), 2, models.MAX_LEN, torch.device("meta"))
+    held = sum(t.numel() * t.element_size() for t in cache.whole.values())
+    assert cache_bytes(read_program(artifact), artifact.manifest) == held > 0
+    h100(free=artifact.weight_bytes() + held - 1)
+    with pytest.raises(IncompatibleArtifact, match="do not fit"):
+        glmc.load(artifact.folder)
+    h100(free=artifact.weight_bytes() + held)
+    assert verdict(artifact, read_program(artifact)).text() == "runs"
+
+
+def test_the_verdict_before_any_weight_is_read(gpu, h100, monkeypatch):
+    _, _, artifact = gpu
+    program = read_program(artifact)
+    monkeypatch.setattr("glmc.runtime.device.Staging", lambda *_: pytest.fail("weights were read"))
+    assert verdict(artifact, program).text().startswith("refused: torch sees no such GPU here; expected cuda:sm_90")
+    assert verdict(artifact, program, "triton-interpreted").text() == "runs"
+    h100()
+    assert verdict(artifact, program).text() == "runs"
+    made_by = int(artifact.json(KERNELS)["cuda"].partition(".")[0])
+    h100(cuda=(made_by, 0))
+    assert verdict(artifact, program).text() == "runs"
+    h100(cuda=(made_by - 1, 8))
+    told = verdict(artifact, program)
+    assert "driver is older" in told.because
+    assert f"found CUDA {made_by - 1}.8" in told.because
+    h100()
+    real = triton.source_of
+    monkeypatch.setattr(triton, "source_of", lambda kernel: None if kernel.endswith("rope_kernel") else real(kernel))
+    told = verdict(artifact, program).text()
+    assert told == "runs after a rebuild of these kernels: split_qkv_norm_rope_kernel"
+    with pytest.warns(UserWarning, match=told), pytest.raises(pytest.fail.Exception, match="weights were read"):
+        glmc.load(artifact.folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Sealed(artifact).find("0" * 16, "split_qkv_norm_rope_kernel") is None, "it was told already"
 
 
 @pytest.mark.parametrize("target", CHECKED)
@@ -178,6 +237,7 @@ def test_inspect_shows_the_kernels(gpu):
                           check=True)
     said = json.loads(done.stdout)
     assert said["manifest"]["target"] == "cuda:sm_90"
+    assert said["here"].startswith("runs" if torch.cuda.is_available() else "refused: torch sees no such GPU")
     assert {k["name"] for k in said["kernels"]} == {k["name"] for k in Artifact.open(artifact.folder).json(KERNELS)["kernels"]}
 
 

@@ -1,7 +1,11 @@
-"""`glmc inspect`: what an artefact holds, from its JSON files and region texts; no weights, no torch."""
+"""`glmc inspect`: what an artefact holds, from its JSON files and region texts; no weights.
+
+torch is asked only whether an artefact for a GPU runs here.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections import Counter
 from typing import Any
@@ -26,11 +30,13 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         if json:
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": program.to_json(),
                        **ledger, **proofs, **({"sources": opened.json(SOURCES)} if SOURCES in opened.files else {}),
-                       **({"kernels": _built(opened)} if KERNELS in opened.files else {}),
+                       **({"kernels": opened.json(KERNELS)["kernels"], "here": _here(opened, program)}
+                          if KERNELS in opened.files else {}),
                        **({"linked": summary(opened)} if LINKED in opened.files else {})})
             return
         show.console().print(
-            _summary(opened), show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
+            _summary(opened, program),
+            show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
             _regions(program), *_kernels(opened), *_forms(opened, proofs), *show.ledger(ledger["ledger"]),
             proofs_table(proofs["proofs"]))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
@@ -38,18 +44,13 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
                               found=f"{type(error).__name__}: {error}") from error
 
 
-def _built(opened: Artifact) -> list[dict[str, Any]]:
-    """The kernels that were built ahead."""
-    return opened.json(KERNELS)["kernels"]
-
-
 def _kernels(opened: Artifact) -> list[Table]:
     """Each kernel that was built ahead, and what the compiler says that it uses; none where the target has none."""
     if KERNELS not in opened.files:
         return []
-    built = _built(opened)
-    lines = [(k["name"], k["warps"], k["registers"], k["shared_bytes"], k["spilled_bytes"]) for k in built]
-    return [show.rows(f"kernels built ahead with triton {', '.join(sorted({k['triton'] for k in built}))}; the rest is torch's",
+    index = opened.json(KERNELS)
+    lines = [(k["name"], k["warps"], k["registers"], k["shared_bytes"], k["spilled_bytes"]) for k in index["kernels"]]
+    return [show.rows(f"kernels built ahead with triton {index['triton']}; the rest is torch's",
                       ("kernel", "warps", "registers", "shared bytes", "spilled bytes"), lines)]
 
 
@@ -114,7 +115,17 @@ def _linked(told: dict[str, int]) -> str:
             "editing the checkpoint in place breaks this artefact")
 
 
-def _summary(opened: Artifact) -> Table:
+def _here(opened: Artifact, program: Program) -> str:
+    """Whether an artefact with kernels of its own runs on this machine."""
+    lacking = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+    if lacking:
+        return f"not known, not installed: {', '.join(lacking)}"
+    from glmc.runtime.verdict import verdict
+
+    return verdict(opened, program).text()
+
+
+def _summary(opened: Artifact, program: Program) -> Table:
     manifest = opened.manifest
     bounds = manifest["bounds"]
     machine = manifest["machine"]
@@ -129,6 +140,7 @@ def _summary(opened: Artifact) -> Table:
         "made with": f"glmc {manifest['glmc']}, torch {manifest['torch']}, format {manifest['format_version']}",
         "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
                     else "any CPU" if manifest["engine"] == "native" else manifest["target"],
+        **({"here": _here(opened, program)} if KERNELS in opened.files else {}),
         "source": manifest["source"],
         **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values() if "linked" not in e)),

@@ -7,7 +7,9 @@ model fixes are constants of a kernel; rows, tokens and slots are integers on wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import json
 import re
 import subprocess
@@ -29,9 +31,9 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from glmc.errors import InternalError, UsageError
-from glmc.kernels import holding
-from glmc.kernels.cubin import Cubin
+from glmc.kernels import driver, has, holding, load
 
+VERSION: str = triton.__version__
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
           torch.bool: "i1", torch.uint8: "u8"}
 
@@ -55,10 +57,14 @@ class Launch:
         return self.kernel.fn.__name__
 
     def facts(self) -> dict[str, Any]:
-        """What tells this launch from others, as JSON; `source`: a digest of the kernel and of all that it calls."""
-        return {"kernel": f"{self.kernel.fn.__module__}.{self.name}", "source": self.kernel.cache_key,
+        """What tells this launch from others, as JSON. It holds for every version of Triton: the binary is the same work."""
+        return {"kernel": f"{self.kernel.fn.__module__}.{self.name}", "source": _source(self.kernel.fn),
                 "signature": dict(self.signature), "constants": dict(self.constants), "aligned": list(self.aligned),
-                "warps": self.warps, "stages": self.stages, "triton": triton.__version__}
+                "warps": self.warps, "stages": self.stages}
+
+    def parameters(self) -> list[str]:
+        """The Triton types of the parameters that are not constants."""
+        return [kind for _, kind in self.signature if kind != "constexpr"]
 
     @property
     def digest(self) -> str:
@@ -72,13 +78,33 @@ class Launch:
         return ASTSource(self.kernel, dict(self.signature), dict(self.constants), attributes)
 
 
+@functools.cache
+def _source(function: Callable) -> str:
+    """Digest (hex) of the text of a kernel's function, of the kernels of ours that it calls, and of constants that it reads."""
+    total = hashlib.sha256(inspect.getsource(function).encode())
+    for name in sorted(set(function.__code__.co_names)):
+        value = function.__globals__.get(name)
+        if isinstance(value, JITFunction) and not value.fn.__module__.startswith("triton."):
+            total.update(_source(value.fn).encode())
+        elif isinstance(value, tl.constexpr):
+            total.update(f"{name}={value.value!r}".encode())
+    return total.hexdigest()
+
+
+def source_of(kernel: str) -> str | None:
+    """The `source` of "glmc.kernels.OP.triton.NAME" as this version of glmc has it; None where it has none."""
+    op, name = kernel.split(".")[2::2]
+    found = getattr(load(op, "triton"), name, None) if has(op, "triton") else None
+    return _source(found.fn) if isinstance(found, JITFunction) else None
+
+
 _NOTES: ContextVar[dict[Launch, None] | None] = ContextVar("notes", default=None)
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
 Find = Callable[[str, str], tuple[Path, Path] | None]
 """(digest, name of the kernel) -> description and binary of a launch that was built ahead."""
-Ready = Callable[[tuple[int, int, int], list[Any]], None]
-"""A kernel that was built ahead: started over a grid with the values of its parameters in order."""
-Opened = dict[Launch, Ready | None]
+Start = Callable[[tuple[int, ...], list[Any]], None]
+"""(grid of three, the values of the parameters that are not constants) starts a kernel."""
+Opened = dict[Launch, Start | None]
 _SEALED: ContextVar[tuple[Find, Opened] | None] = ContextVar("sealed", default=None)
 
 
@@ -116,34 +142,32 @@ def launch(kernel: JITFunction, grid: tuple[int, ...], *arguments: Any, warps: i
     if any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in arguments):
         raise UsageError("a Triton kernel runs on a GPU", field=kernel.fn.__name__, found="tensors on the CPU")
     known = _SEALED.get()
-    ready = None if known is None else _opened(*known, _asked(kernel, arguments, constants, warps, stages))
-    if ready is None:
-        kernel[grid](*arguments, num_warps=warps, num_stages=stages, **constants)
-    else:
-        given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        across, down, deep = (*grid, 1, 1)[:3]
-        ready((across, down, deep), [given[name] for name in kernel.arg_names])
+    if known is not None:
+        asked = _asked(kernel, arguments, constants, warps, stages)
+        start = _opened(*known, asked)
+        if start is not None:
+            given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+            start((*grid, 1, 1)[:3], [given[name] for name, kind in asked.signature if kind != "constexpr"])
+            return
+    kernel[grid](*arguments, num_warps=warps, num_stages=stages, **constants)
 
 
-def _opened(find: Find, opened: Opened, asked: Launch) -> Ready | None:
+def _opened(find: Find, opened: Opened, asked: Launch) -> Start | None:
     if asked not in opened:
         files = find(asked.digest, asked.name)
-        opened[asked] = files and _ready_from(asked, *files)
+        opened[asked] = files and _start_of(asked, *files)
     return opened[asked]
 
 
-def _ready_from(asked: Launch, description: Path, binary: Path) -> Ready:
-    """A kernel from its files: on NVIDIA through the driver, on AMD by Triton's launcher, which a C compiler makes."""
-    if torch.version.hip:
-        kernel = CompiledKernel(asked.source(), {f.name: str(f) for f in (description, binary)}, asked.digest)
-        return lambda grid, values: kernel[grid](*values)
-    cubin = Cubin(binary, description, [kind for _, kind in asked.signature])
-    moving = [place for place, (_, kind) in enumerate(asked.signature) if kind != "constexpr"]
+def _start_of(asked: Launch, description: Path, binary: Path) -> Start:
+    """What starts a kernel that was built ahead: NVIDIA's driver, or on AMD Triton's own launcher."""
+    if binary.suffix == ".cubin":
+        return driver.Kernel(binary.read_bytes(), json.loads(description.read_bytes()), asked.parameters())
+    made = CompiledKernel(asked.source(), {f.name: str(f) for f in (description, binary)}, asked.digest)
 
-    def start(grid: tuple[int, int, int], values: list[Any]) -> None:
-        taken = (values[place] for place in moving)
-        cubin(grid, torch.cuda.current_stream().cuda_stream,
-              [v.data_ptr() if isinstance(v, torch.Tensor) else v for v in taken])
+    def start(grid: tuple[int, ...], values: list[Any]) -> None:
+        given = iter(values)
+        made[grid](*(None if kind == "constexpr" else next(given) for _, kind in asked.signature))
 
     return start
 
@@ -265,9 +289,8 @@ def build(asked: Launch, gpu: Gpu, cache_folder: Path) -> tuple[bytes, dict[str,
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(cache_folder)
         made = triton.compile(asked.source(), GPUTarget(*gpu), {"num_warps": asked.warps, "num_stages": asked.stages})
-    if any(getattr(made.metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")):
-        raise InternalError("a kernel wants scratch memory, which nobody gives it", field=asked.name)
     binary = made.asm["cubin" if gpu[0] == "cuda" else "hsaco"]
+    _check_plain(asked, made)
     described = {k: v for k, v in json.loads(json.dumps(made.metadata._asdict(), default=vars)).items()
                  if not (isinstance(v, str) and v.startswith("/")) and k != "extern_libs"}
     used = (_used_on_nvidia(made.asm["ptx"], int(gpu[1]), cache_folder) if gpu[0] == "cuda"
@@ -275,13 +298,39 @@ def build(asked: Launch, gpu: Gpu, cache_folder: Path) -> tuple[bytes, dict[str,
     return binary, described, {**used, "shared_bytes": described["shared"]}
 
 
+_PTX = {"P": "u64", "i": "u32", "q": "u64", "f": "f32"}
+"""How `struct` packs a parameter -> its type in PTX."""
+
+
+def _check_plain(asked: Launch, made: CompiledKernel) -> None:
+    """Our launcher packs parameters as this Triton builds them, and gives a kernel nothing but a grid and shared memory."""
+    told = made.metadata
+    special = [name for name in ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "launch_pdl")
+               if getattr(told, name, 0)] + ["num_ctas"] * (getattr(told, "num_ctas", 1) != 1)
+    wanted = [_PTX[one] for one in driver.format_of(asked.parameters())]
+    found = (re.findall(r"\.param \.(\w+)", made.asm["ptx"].partition(f".entry {told.name}(")[2].partition(")")[0])
+             if "ptx" in made.asm else wanted)
+    if special or found != wanted:
+        raise InternalError("Triton builds a kernel that takes more than its parameters", field=asked.name, expected=wanted,
+                            found=special or found)
+
+
+def assembler(gpu: Gpu) -> str | None:
+    """The CUDA version of the assembler that `build` uses, "12.8"; None for AMD."""
+    return _ptxas(int(gpu[1])).version if gpu[0] == "cuda" else None
+
+
+def _ptxas(arch: int) -> Any:
+    return triton.knobs.nvidia.ptxas_blackwell if arch >= 100 else triton.knobs.nvidia.ptxas
+
+
 def _used_on_nvidia(ptx: str, arch: int, folder: Path) -> dict[str, int]:
     """Registers a thread and bytes spilled, by the assembler's report."""
     place = folder / "reported.ptx"
     place.write_text(ptx)
-    tool = triton.knobs.nvidia.ptxas_blackwell if arch >= 100 else triton.knobs.nvidia.ptxas
-    said = subprocess.run([tool.path, "-v", f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}", str(place), "-o", "/dev/null"],
-                          check=True, capture_output=True, text=True).stderr
+    name = f"sm_{arch}{'a' if arch >= 90 else ''}"
+    said = subprocess.run([_ptxas(arch).path, "-v", f"--gpu-name={name}", str(place), "-o", "/dev/null"], check=True,
+                          capture_output=True, text=True).stderr
     registers, stores, loads = (_count(rf"{before}(\d+) {after}", said) for before, after in
                                 (("Used ", "registers"), ("", "bytes spill stores"), ("", "bytes spill loads")))
     return {"registers": registers, "spilled_bytes": stores + loads}
