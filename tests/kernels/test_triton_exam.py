@@ -167,7 +167,8 @@ def test_whole_splits_of_the_context_that_nobody_sees(seen, chosen):
     made["visible"][..., seen] = True
     if chosen:  # the rest of the choice fills it, in any order
         others = torch.tensor([s for s in range(300) if s not in seen])[:256 - len(seen)]
-        made["chosen"][:] = torch.cat((others, torch.tensor(seen)))[torch.randperm(256, generator=torch.Generator().manual_seed(1))]
+        order = torch.randperm(256, generator=torch.Generator().manual_seed(1))
+        made["chosen"][:] = torch.cat((others, torch.tensor(seen)))[order]
     judge(declare.load("latent_attention"), maths, made.values(), torch.float32)
 
 
@@ -180,7 +181,7 @@ def test_a_slot_that_is_chosen_twice_counts_once():
 
 def test_what_is_not_finite_in_a_seen_slot_is_not_hidden_and_in_another_not_read():
     for name in ("latent", "turned"):
-        maths, made = closed(100, False)
+        made = closed(100, False)[1]
         made["visible"][:] = torch.arange(100) % 3 == 1
         made[name][:, 8] = float("nan")
         run = kernels.load("latent_attention", "triton").run

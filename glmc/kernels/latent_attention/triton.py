@@ -1,13 +1,14 @@
 """Latent attention of one new token over the compressed rows, which every head's query meets as they are (closed).
 
-    asked = q_plain times kv_b's key rows,   mixed = weights times rows, split over the context,   y = mixed times kv_b's value rows
+    asked = q_plain times kv_b's key rows,   mixed = softmax(asked rows^T + ...) rows,   y = mixed times kv_b's value rows
 
 A slot's row is read once for all heads of a tile: it is their key, and turned over their value. With `chosen` the places of
 the list are walked instead of the slots; of places that name one slot one counts. asked and mixed are rounded to the model's
 dtype, as the opened keys and values of the replaced steps are, so that the matrix unit takes them; sums are float32.
 
-Many new tokens: torch's own kernels over opened rows, with the choice as a mask. Closed, every query would cost R + E lanes
-a slot where N + E do, and queries that share a row's read would have to share its choice.
+Many new tokens are torch's: rows are opened, which they share (a head's slot costs N + E + V products, where closed it is
+2 R + E), and scaled dot-product attention takes the choice as a mask, since no two tokens choose the same rows. So a prompt
+costs all of its slots, chosen or not, as it does in the steps that are replaced.
 
 B rows, H heads in tiles of HEADS, N plain channels, E turned ones, rows of R, V of a value, L slots in steps of SLOTS.
 """
@@ -142,7 +143,8 @@ def run(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, tur
     slots, rank, wide = latent.shape[1], latent.shape[-1], q_turned.shape[-1]
     if tokens > 1:
         return opened(q_plain, q_turned, latent, turned, kv_b, allowed(visible, chosen, slots), scale)
-    q_plain, q_turned, latent, turned = (t if t.stride(-1) == 1 else t.contiguous() for t in (q_plain, q_turned, latent, turned))
+    given = (q_plain, q_turned, latent, turned)
+    q_plain, q_turned, latent, turned = (t if t.stride(-1) == 1 else t.contiguous() for t in given)
     visible = visible.expand(rows, 1, 1, slots).contiguous()
     owner = None
     if chosen is not None:
@@ -156,8 +158,8 @@ def run(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, tur
     share = blocks(blocks(places, splits), 64) * 64
     parts = torch.empty((rows * heads, splits, rank), dtype=torch.float32, device=latent.device)
     sums, tops = (torch.empty((rows * heads, splits), dtype=torch.float32, device=latent.device) for _ in range(2))
-    launch(latent_attention_kernel, (rows * tiles, splits), asked, q_turned, latent, turned, visible, chosen, owner, parts, sums,
-           tops, slots, places, share, splits, float(scale), T_ROW=q_turned.stride(0), T_HEAD=q_turned.stride(2),
+    launch(latent_attention_kernel, (rows * tiles, splits), asked, q_turned, latent, turned, visible, chosen, owner, parts,
+           sums, tops, slots, places, share, splits, float(scale), T_ROW=q_turned.stride(0), T_HEAD=q_turned.stride(2),
            L_ROW=latent.stride(0), L_SLOT=latent.stride(1), E_ROW=turned.stride(0), E_SLOT=turned.stride(1), H=heads,
            HEADS=_HEADS, R=rank, WIDE=max(power(rank), 16), E=wide, TURNED=max(power(wide), 16),
            SLOTS=16 if latent.element_size() > 2 else 32, LOOK=1024, warps=4, stages=1)
