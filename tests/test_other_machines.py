@@ -32,6 +32,8 @@ from glmc.trace import trace
 from glmc.trail import Trail
 
 CHECKED = {"cuda:sm_90": "triton-interpreted", "npu:ascend910b": "npu-emulated"}
+LATENT = {"glm4_moe_lite": {"num_hidden_layers": 1}, "glm_moe_dsa": {"first_k_dense_replace": 3}}
+"""Variant -> what is changed: no layer has experts; one without an indexer; two with their own and one that shares."""
 ON_NPU = ("glm", "glm4", "glm4_moe", "glm4_moe-no-qk-norm")
 
 
@@ -70,24 +72,29 @@ def test_a_gpu_artefact_holds_its_kernels_and_what_they_use(gpu):
     assert "/site-packages/" not in text
 
 
-def test_every_launch_within_the_bounds_was_built_ahead(gpu):
-    """At lengths and batches that no rung of the ladder has."""
+def launched(artifact, *sizes):
+    """The launches of an artefact's regions at sizes (rows, new tokens, slots)."""
+    from glmc.kernels import triton
     from glmc.passes.lower import Bounds, sample
     from glmc.region import Bound
 
-    _, _, artifact = gpu
-    sealed, program = Sealed(artifact), read_program(artifact)
-    seen = 0
-    for sizes in ({"B": 1, "S": 1, "L": 37}, {"B": 1, "S": 1, "L": 2}, {"B": 1, "S": 7, "L": 11}, {"B": 1, "S": 61, "L": 80},
-                  {"B": 2, "S": 1, "L": 33}):
-        with triton.noted() as notes, torch.device("meta"), torch.no_grad():
-            for region in program.regions.values():
-                given = [sample(spec, role, sizes, Bounds(2, models.MAX_LEN)) for _, role, spec in region.inputs]
+    bounds = Bounds(2, models.MAX_LEN)
+    with triton.noted() as notes, torch.device("meta"), torch.no_grad():
+        for region in read_program(artifact).regions.values():
+            for made in sizes:
+                given = [sample(spec, role, dict(zip("BSL", made, strict=True)), bounds) for _, role, spec in region.inputs]
                 Bound(region, "triton", "meta")(*given)
-        for asked in notes:
-            assert sealed.find(asked.digest, asked.name) is not None, asked.facts()
-            seen += 1
-    assert seen > 20
+    return list(notes)
+
+
+def test_every_launch_within_the_bounds_was_built_ahead(gpu):
+    """At lengths and batches that no rung of the ladder has."""
+    _, _, artifact = gpu
+    sealed = Sealed(artifact)
+    asked = launched(artifact, (1, 1, 37), (1, 1, 2), (1, 7, 11), (1, 61, 80), (2, 1, 33))
+    for one in asked:
+        assert sealed.find(one.digest, one.name) is not None, one.facts()
+    assert len(asked) > 10
     assert not sealed.missing
     with pytest.warns(UserWarning, match="compiled now"):
         assert sealed.find("0" * 16, "rope_kernel") is None
@@ -108,6 +115,23 @@ def test_rows_of_a_batch_in_the_interpreter(gpu):
     config, model, artifact = gpu
     session = glmc.load(artifact.folder, device="triton-interpreted")
     prompts = models.prompts(config["vocab_size"], 3, 6)
+    answers = session.generate_batch(prompts, max_new_tokens=2)
+    assert [a.token_ids for a in answers] == [models.greedy(model, ids, 2) for ids in prompts]
+
+
+@pytest.mark.parametrize("variant", LATENT)
+def test_latent_attention_and_its_indexer_in_the_interpreter(variant, tmp_path_factory):
+    """Beyond the slots that an indexer chooses, many new tokens and one, one row and several."""
+    config, model, artifact = made(variant, "cuda:sm_90", tmp_path_factory, **LATENT[variant])
+    for row in artifact.json("ledger.json")["ledger"]:
+        if row["fusion"] in ("latent_attention", "lightning_indexer"):
+            assert row["taken"] == row["expected"], row
+    asked, sealed = launched(artifact, (1, 1, 37), (1, 1, 7), (1, 7, 11), (2, 1, 33)), Sealed(artifact)
+    assert {"latent_attention_kernel", "head_product_kernel", "join_kernel"} <= {one.name for one in asked}
+    assert all(sealed.find(one.digest, one.name) for one in asked)
+    session = glmc.load(artifact.folder, device="triton-interpreted")
+    agrees(config, model, session, (4, 15), 3)
+    prompts = models.prompts(config["vocab_size"], 3, 11)
     answers = session.generate_batch(prompts, max_new_tokens=2)
     assert [a.token_ids for a in answers] == [models.greedy(model, ids, 2) for ids in prompts]
 

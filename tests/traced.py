@@ -70,7 +70,8 @@ def _qkv(s: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _latent(s: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for rows, new, slots, heads, plain, turned, rank, value, scale in (
-            (1, 1, 2, 2, 4, 2, 3, 3, 1.0), (3, 7, 19, 5, 9, 4, 17, 11, 0.3), (2, 4, 17, 3, 6, 2, 8, 5, 0.7)):
+            (1, 1, 2, 2, 4, 2, 3, 3, 1.0), (3, 7, 19, 5, 9, 4, 17, 11, 0.3), (2, 4, 17, 3, 6, 2, 8, 5, 0.7),
+            (3, 1, 37, 18, 9, 6, 17, 11, 0.3)):
         yield {"B": rows, "S": new, "L": slots, "H": heads, "N": plain, "E": turned, "R": rank, "M": heads * (plain + value),
                "C": min(slots, 6), "scale": scale}
 

@@ -16,21 +16,35 @@ GPUS = {name: target.gpu for name, target in TARGETS.items() if target.gpu is no
 NAMES = [name for name in declare.names() if kernels.has(name, "triton")]
 
 
+GLM_5 = {"B": 2, "S": 1, "L": 4096, "H": 64, "N": 192, "E": 64, "R": 512, "M": 64 * (192 + 256), "C": 2048, "scale": 0.0625}
+PUBLISHED = {
+    "latent_attention": (GLM_5, {**GLM_5, "H": 20, "M": 20 * (192 + 256), "chosen": None}),
+    "lightning_indexer": ({**GLM_5, "H": 32, "D": 128, "top": 2048, "head_scale": 0.25},),
+}
+"""Fusion -> sizes of GLM-5 and GLM-4.7-Flash, at which a program holds the most."""
+
+
+def tried(name):
+    """The maths of a fusion at sizes like those of a model."""
+    fusion, sizes = declare.load(name), {"H": 1024, "I": 512, "J": 1024, "D": 128, "n": 32, "E": 64, "K": 8, "T": 16}
+    if name in PUBLISHED:
+        return [declare.Maths(fusion.reference, (sample,)) for sample in PUBLISHED[name]]
+    made = [traced.unseen(fusion, pair, 1) for pair in range(0, len(fusion.samples), 2)]
+    if name in ("rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "moe_experts"):
+        return [declare.Maths(fusion.reference, ({**maths.samples[0], **sizes},)) for maths in made]
+    return made
+
+
 def launches():
-    """One launch of each kernel that some form of a fusion starts, in bfloat16, at sizes like those of a model."""
-    sizes = {"H": 1024, "I": 512, "J": 1024, "D": 128, "n": 32, "E": 64, "K": 8, "T": 16}
+    """One launch of each kernel that a fusion starts, in bfloat16; of fusions that a model fixes, each distinct one."""
     known = {}
     for name in NAMES:
-        fusion = declare.load(name)
-        for pair in range(0, len(fusion.samples), 2):
-            maths = traced.unseen(fusion, pair, 1)
-            if name in ("rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "moe_experts"):
-                maths = declare.Maths(fusion.reference, ({**maths.samples[0], **sizes},))
+        for maths in tried(name):
             tensors = dict(zip(maths.present(0), maths.empty(0, torch.bfloat16), strict=True))
             with triton.noted() as notes, torch.device("meta"):
                 kernels.load(name, "triton").run(*(tensors.get(n) for n in maths.tensors), **maths.settings(0, torch.bfloat16))
             for asked in notes:
-                known.setdefault(asked.name, asked)
+                known.setdefault(asked.constants if name in PUBLISHED else asked.name, asked)
     return list(known.values())
 
 
@@ -54,7 +68,7 @@ def test_every_kernel_is_built_for(gpu, asked, tmp_path):
         assert described["name"] == launch.name
         assert used["spilled_bytes"] == 0, launch.name
         assert 0 < used["registers"] <= 512
-        assert used["shared_bytes"] <= 96 << 10
+        assert used["shared_bytes"] <= (96 << 10 if gpu.startswith("cuda") else 64 << 10), launch.name
 
 
 def test_what_is_not_aligned_is_another_launch():

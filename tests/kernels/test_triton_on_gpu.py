@@ -12,6 +12,7 @@ import traced
 import glmc
 from glmc import kernels
 from glmc.passes import declare
+from glmc.runtime import capture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 NAMES = [name for name in declare.names() if kernels.has(name, "triton")]
@@ -27,7 +28,7 @@ def on_gpu(name, maths, tensors, dtype):
 @pytest.mark.parametrize("form", [f for f in traced.every() if f[0] in NAMES], ids=lambda f: "-".join(map(traced.label, f)))
 def test_the_kernel_passes_its_exam(form):
     name, pair, dtype, wide = form
-    for which in range(3):
+    for which in range(4):
         for seed, spread in enumerate((1.0, 1e-3, 30.0)):
             maths = traced.unseen(declare.load(name), pair, which)
             tensors = traced.tensors_of(maths, dtype, wide, seed, spread)
@@ -60,8 +61,9 @@ def test_products_with_few_rows(rows, outputs, inputs, dtype):
 
 def test_every_element_is_written():
     """Memory that the allocator hands out again is poisoned first: what a kernel leaves unwritten shows."""
-    for name in ("rms_norm", "rope", "silu_mul", "split_qkv_norm_rope"):
-        maths = traced.unseen(declare.load(name), 0 if name != "split_qkv_norm_rope" else 6, 1)
+    for name, pair, which in (("rms_norm", 0, 1), ("rope", 0, 1), ("silu_mul", 0, 1), ("split_qkv_norm_rope", 6, 1),
+                              ("latent_attention", 2, 3)):
+        maths = traced.unseen(declare.load(name), pair, which)
         tensors = traced.tensors_of(maths, torch.float32)
         size = max(math.prod(t.shape) for t in tensors) * 4
         poison = [torch.full((size,), float("nan"), device="cuda") for _ in range(8)]
@@ -69,9 +71,65 @@ def test_every_element_is_written():
         assert all(bool(t.isfinite().all()) for t in on_gpu(name, maths, tensors, torch.float32))
 
 
-def test_an_artefact_starts_its_own_kernels_and_gives_transformers_tokens(tmp_path, recwarn):
+GLM_5 = {"B": 2, "S": 1, "L": 5000, "H": 64, "N": 192, "E": 64, "R": 512, "M": 64 * (192 + 256), "C": 2048, "scale": 0.0625}
+SIZES = {"GLM-5": GLM_5, "GLM-5, one row": {**GLM_5, "B": 1},
+         "GLM-4.7-Flash": {**GLM_5, "H": 20, "M": 20 * (192 + 256), "chosen": None}}
+
+
+def latents(sizes, seed=0):
+    """Latent attention at the sizes of a model, on the GPU in bfloat16: (maths, tensors). A third of the slots is seen."""
+    maths = declare.Maths(declare.load("latent_attention").reference, (sizes,))
+    made = dict(zip(maths.present(0), traced.tensors_of(maths, torch.bfloat16, seed=seed), strict=True))
+    made["kv_b"] /= sizes["R"] ** 0.5
+    made["visible"] = torch.arange(sizes["L"]).expand(made["visible"].shape) < sizes["L"] // 3
+    if "chosen" in made:
+        order = torch.rand(sizes["B"], 1, sizes["L"], generator=torch.Generator().manual_seed(seed)).argsort(-1)
+        made["chosen"] = order[..., :sizes["C"]].int()
+    return maths, [t.cuda() for t in made.values()]
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_latent_attention_at_the_sizes_of_a_model(model):
+    maths, tensors = latents(SIZES[model])
+    made = kernels.load("latent_attention", "triton").run(*tensors, scale=0.0625)
+    own = maths.bound(maths.present(0))(*tensors, scale=0.0625)
+    right = traced.exact(maths, maths.present(0), tensors, {"scale": 0.0625})
+    assert traced.worst(made, right) <= 2 * traced.worst(own, right) + 2 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_latent_attention_in_a_recorded_step(model):
+    """What is recorded reads the memory it was recorded with: other numbers there, the same result as when started anew."""
+    run = kernels.load("latent_attention", "triton").run
+    _, tensors = latents(SIZES[model])
+    replay = capture.graphs(torch.cuda)(lambda: run(*tensors, scale=0.0625))
+    for seed in (1, 2):
+        for old, new in zip(tensors, latents(SIZES[model], seed)[1], strict=True):
+            old.copy_(new)
+        assert torch.equal(replay(), run(*tensors, scale=0.0625))
+
+
+def test_the_indexer_at_the_sizes_of_a_model_and_in_a_recorded_step():
+    fusion = declare.load("lightning_indexer")
+    scalars = {"scale": 128 ** -0.5, "head_scale": 32 ** -0.5, "top": 2048}
+    maths = declare.Maths(fusion.reference, ({"B": 2, "S": 1, "L": 5000, "H": 32, "D": 128, **scalars},))
+    tensors = [t.cuda() for t in traced.tensors_of(maths, torch.bfloat16)]
+    run = kernels.load("lightning_indexer", "triton").run
+    replay = capture.graphs(torch.cuda)(lambda: run(*tensors, **scalars))
+    for seed in (1, 2):
+        for old, new in zip(tensors, traced.tensors_of(maths, torch.bfloat16, seed=seed), strict=True):
+            old.copy_(new)
+        made, wanted = replay(), fusion.reference(*(t.double() if t.is_floating_point() else t for t in tensors), **scalars)
+        for mine, right in zip(made.flatten(0, 1).tolist(), wanted.flatten(0, 1).tolist(), strict=True):
+            assert len(set(mine)) == 2048
+            assert len(set(mine) ^ set(right)) <= 4, "but for scores that rounding cannot tell apart"
+
+
+@pytest.mark.parametrize(("variant", "changes"), [
+    ("glm4_moe", {"num_hidden_layers": 2}), ("glm4_moe_lite", {"num_hidden_layers": 2}), ("glm_moe_dsa", {})])
+def test_an_artefact_starts_its_own_kernels_and_gives_transformers_tokens(variant, changes, tmp_path, recwarn):
     major, minor = torch.cuda.get_device_capability()
-    config, model, checkpoint = models.published("glm4_moe", num_hidden_layers=2)
+    config, model, checkpoint = models.published(variant, **changes)
     glmc.compile(checkpoint, tmp_path / "gpu.glmc", target=f"cuda:sm_{major}{minor}", max_len=64)
     session = glmc.load(tmp_path / "gpu.glmc")
     (ids,) = models.prompts(config["vocab_size"], 12)

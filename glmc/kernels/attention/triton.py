@@ -65,7 +65,7 @@ def attention_kernel(query, key, value, visible, parts, sums, tops, slots, share
 @triton.jit(do_not_specialize=["splits"])
 def join_kernel(parts, sums, tops, y, splits, V: tl.constexpr, VALUES: tl.constexpr, MOST: tl.constexpr):
     head = tl.program_id(0).to(tl.int64)
-    split, out = tl.arange(0, MOST), tl.arange(0, VALUES)
+    split, out = tl.arange(0, MOST), tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     there = split < splits
     top = tl.load(tops + head * splits + split, mask=there, other=float("-inf"))
     weight = tl.where(there, tl.exp(top - tl.max(top, axis=0)), 0.0)
@@ -74,6 +74,14 @@ def join_kernel(parts, sums, tops, y, splits, V: tl.constexpr, VALUES: tl.conste
     part = tl.load(parts + at, mask=there[:, None] & (out < V)[None, :], other=0.0)
     mixed = tl.sum(part * weight[:, None], axis=0) / total
     tl.store(y + head * V + out, mixed.to(y.dtype.element_ty), mask=out < V)
+
+
+def joined(parts: torch.Tensor, sums: torch.Tensor, tops: torch.Tensor, most: int, dtype: torch.dtype) -> torch.Tensor:
+    """parts float32 [N, SPLITS, V] with their sums and maxima [N, SPLITS] -> [N, V]. most: a power of two, no fewer splits."""
+    count, splits, wide = parts.shape
+    y = torch.empty((count, wide), dtype=dtype, device=parts.device)
+    launch(join_kernel, (count, blocks(wide, 64)), parts, sums, tops, y, splits, V=wide, VALUES=64, MOST=most, warps=4)
+    return y
 
 
 def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None = None, *, scale: float,
@@ -90,12 +98,9 @@ def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: to
     share = blocks(blocks(slots, splits), 64) * 64
     parts = torch.empty((rows * heads, splits, wide), dtype=torch.float32, device=query.device)
     sums, tops = (torch.empty((rows * heads, splits), dtype=torch.float32, device=query.device) for _ in range(2))
-    y = torch.empty((rows, heads, 1, wide), dtype=query.dtype, device=query.device)
-    values = max(power(wide), 16)
     launch(attention_kernel, (rows * kv, splits), query, key, value, visible, parts, sums, tops, slots, share, splits,
            float(scale), Q_ROW=query.stride(0), Q_HEAD=query.stride(1), K_ROW=key.stride(0), K_HEAD=key.stride(1),
            K_SLOT=key.stride(2), V_ROW=value.stride(0), V_HEAD=value.stride(1), V_SLOT=value.stride(2), KV=kv,
-           GROUP=heads // kv, QUERIES=max(power(heads // kv), 16), D=width, WIDE=max(power(width), 16), V=wide, VALUES=values,
-           SLOTS=64, warps=4)
-    launch(join_kernel, (rows * heads,), parts, sums, tops, y, splits, V=wide, VALUES=values, MOST=_SPLITS, warps=4)
-    return y
+           GROUP=heads // kv, QUERIES=max(power(heads // kv), 16), D=width, WIDE=max(power(width), 16), V=wide,
+           VALUES=max(power(wide), 16), SLOTS=64, warps=4)
+    return joined(parts, sums, tops, _SPLITS, query.dtype).view(rows, heads, 1, wide)

@@ -18,17 +18,28 @@ def run(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, tur
         visible: torch.Tensor, chosen: torch.Tensor | None = None, *, scale: float) -> torch.Tensor:
     """q_plain [B, S, H, N], q_turned [B, S, H, E], latent [B, L, 1, R], turned [B, L, 1, E], kv_b [H (N + V), R], visible
     bool [B, 1, S, L], chosen int32 [B, S, T] below L -> [B, H, S, V]."""
-    batch, tokens, heads, plain = q_plain.shape
-    slots = latent.shape[1]
-    if chosen is not None:
-        among = torch.zeros((batch, tokens, slots), dtype=torch.bool, device=latent.device)
-        visible = visible & among.scatter_(-1, chosen.long(), True).unsqueeze(1)
-    if isinstance(tokens, int) and tokens == 1:
+    visible = allowed(visible, chosen, latent.shape[1])
+    if isinstance(q_plain.shape[1], int) and q_plain.shape[1] == 1:
         return _closed(q_plain, q_turned, latent, turned, kv_b, visible, scale)
+    return opened(q_plain, q_turned, latent, turned, kv_b, visible, scale)
+
+
+def allowed(visible: torch.Tensor, chosen: torch.Tensor | None, slots: int) -> torch.Tensor:
+    """bool [B, 1, S, L]: the visible slots, of the chosen ones where there is a choice."""
+    if chosen is None:
+        return visible
+    among = torch.zeros((*chosen.shape[:2], slots), dtype=torch.bool, device=chosen.device)
+    return visible & among.scatter_(-1, chosen.long(), True).unsqueeze(1)
+
+
+def opened(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, turned: torch.Tensor, kv_b: torch.Tensor,
+           visible: torch.Tensor, scale: float) -> torch.Tensor:
+    """Keys and values of every slot are made first; torch's own kernels, on any device."""
+    batch, slots, heads, plain = *latent.shape[:2], *q_plain.shape[2:]
     query = torch.cat((q_plain.transpose(1, 2), q_turned.transpose(1, 2)), -1)
-    opened = functional.linear(latent.squeeze(2), kv_b).view(batch, slots, heads, kv_b.shape[0] // heads).transpose(1, 2)
-    key = torch.cat((opened[..., :plain], turned.transpose(1, 2).expand(-1, heads, -1, -1)), -1)
-    return functional.scaled_dot_product_attention(query, key, opened[..., plain:], attn_mask=visible, scale=scale)
+    both = functional.linear(latent.squeeze(2), kv_b).view(batch, slots, heads, kv_b.shape[0] // heads).transpose(1, 2)
+    key = torch.cat((both[..., :plain], turned.transpose(1, 2).expand(-1, heads, -1, -1)), -1)
+    return functional.scaled_dot_product_attention(query, key, both[..., plain:], attn_mask=visible, scale=scale)
 
 
 def _closed(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, turned: torch.Tensor, kv_b: torch.Tensor,
