@@ -30,7 +30,7 @@ repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attention scatt
 sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub sum sym_size t
 tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zeros_like
 """.split())
-_FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
+FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
 
 
 class _Ref:
@@ -70,7 +70,7 @@ class Bound:
             op = ast.unparse(call.func)
             args = [_value(a, slots) for a in call.args]
             kwargs: dict[str, Any] = {str(k.arg): _value(k.value, slots) for k in call.keywords}
-            if op in _FACTORIES and device != "cpu":
+            if op in FACTORIES and device != "cpu":
                 kwargs["device"] = device
             slots[name] = len(slots)
             self._lines.append((resolve((replace or {}).get(op, op), machine), args, kwargs, slots[name], ()))

@@ -58,9 +58,13 @@ class Captured:
         """Equal for sites that are the same but for the tracer's names of their symbols."""
         return self.fusion, tuple(self.told().items()), tuple(self.scalars.items()), tuple(self.twins.items())
 
+    def symbols(self) -> list[Any]:
+        """The symbols of its sizes, in the order in which they appear."""
+        return symbols_of(self.shapes)
+
     def told(self) -> dict[str, str]:
         """Tensor -> "bfloat16 [s0, s1, 5120]", symbols numbered by appearance."""
-        names = {s: f"s{i}" for i, s in enumerate(symbols_of(self.shapes))}
+        names = {s: f"s{i}" for i, s in enumerate(self.symbols())}
         renamed = {s: type(s)(name, **s.assumptions0) for s, name in names.items()}
         return {k: f"{dtype_name(d)} [{', '.join(str(n if isinstance(n, int) else n.xreplace(renamed)) for n in sizes)}]"
                 for k, (d, sizes) in self.shapes.items()}

@@ -19,6 +19,7 @@ from glmc import kernels, machine
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.kernels import npu
+from glmc.kernels.timing import target_of
 from glmc.runtime import capture
 from glmc.runtime.sealed import sealed
 from glmc.target import TARGETS, Target
@@ -90,9 +91,7 @@ def _gpu(artifact: Artifact, target: Target, number: int) -> torch.device:
                                    found=f"{torch.cuda.device_count()} GPUs, torch {torch.__version__}",
                                    hint="run it where the GPU is, compile it again with --target cpu, or check it with "
                                         "--device triton-interpreted")
-    properties = torch.cuda.get_device_properties(number)
-    found = (f"rocm:{properties.gcnArchName.split(':')[0]}" if torch.version.hip else
-             f"cuda:sm_{properties.major}{properties.minor}")
+    found = target_of(number)
     if found != target.name:
         again = f"compile it again with --target {found}" if found in TARGETS else "no target of glmc is this GPU"
         raise IncompatibleArtifact("the artefact was compiled for another GPU", file=artifact.folder, field="target",
