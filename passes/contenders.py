@@ -131,8 +131,9 @@ class Race:
 
 
 def said(fault: Exception) -> str:
-    """A fault in a line, without the folders of this machine."""
-    first = next((line for line in str(fault).splitlines() if line.strip()), "")
+    """A fault in a line, without the folders of this machine; of one that dynamo wraps what was inside."""
+    inside = re.search(r": got (\w+\(.*\))$", str(fault), re.MULTILINE)
+    first = inside[1] if inside else next((line for line in str(fault).splitlines() if line.strip()), "")
     return f"{type(fault).__name__}: {re.sub(r'(/[^/:]+)+/', '', first)[:200]}"
 
 

@@ -124,7 +124,7 @@ class Verdict:
         return figures["plain"].us - figures["ours"].us if {"ours", "plain"} <= figures.keys() else None
 
     def to_json(self, taken: int) -> dict[str, Any]:
-        """taken: the sites like it that were taken."""
+        """taken: how many of the sites like it were taken."""
         scalars = {k: dtype_name(v) if str(v).startswith("torch.") else v for k, v in self.captured.scalars.items()}
         return {"shapes": self.captured.told(), "scalars": scalars, "sites": len(self.captured.places), "taken": taken,
                 "buckets": [t.to_json() for t in self.timings]}
@@ -160,16 +160,16 @@ def settle(sites: list[Site], graph: fx.Graph, target: Target, taken: int = 0, j
 
     while True:
         decisions = choose(sites, graph, target, taken=taken, refuses=refuses)
-        fresh: dict[tuple, list[Site]] = {}
+        fresh: dict[tuple, Site] = {}
         for decision in decisions if judge is not None else ():
             if decision.reason is None and (key := kind(decision.site)) not in verdicts:
-                fresh.setdefault(key, []).append(decision.site)
+                fresh.setdefault(key, decision.site)
         if judge is None or not fresh:
             return decisions, verdicts
         known = len(verdicts) + len(fresh)
-        for key, alike in fresh.items():
-            (captured,) = capture(alike)
-            piece = Piece(captured, _smaller(alike[0], sites, graph, target, refuses))
+        for key, site in fresh.items():
+            (captured,) = capture([s for s in sites if s.fusion == site.fusion and kind(s) == key])
+            piece = Piece(captured, _smaller(site, sites, graph, target, refuses))
             timings = tuple(_timed(piece, bucket, judge.measure, letters or {}) for bucket in judge.buckets)
             verdicts[key] = Verdict(captured, timings, refusal(timings))
             judge.done(len(verdicts), known)
