@@ -17,7 +17,7 @@ from typing import Any
 from glmc.machine import cpu_flags
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GLMC_CACHE", "GLMC_ONLY", "GLMC_FUEL")
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GLMC_CACHE", "GLMC_ONLY", "GLMC_FUEL", "GLMC_TIMING")
 STEADY = 0.15
 """Two probes of the same minutes that differ by more than this share say that the machine was not left alone."""
 

@@ -30,6 +30,8 @@ from glmc.errors import NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.machine import cpu_flags
 from glmc.native.keep import QUANTS, Keep, forms, written
+from glmc.passes.contenders import judge_for
+from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
 from glmc.passes.prove_native import prove_native
@@ -58,7 +60,9 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         checkpoint = Checkpoint.open(source)
         bounds = _bounds(_compilable(checkpoint.config, source), max_len, max_batch)
         scheme = scheme_of(checkpoint.config)
-        surveyed = survey(source, machine, dtype, progress)
+        judge = _judge(machine, bounds, progress)
+        surveyed = survey(source, machine, dtype, progress, judge if isinstance(judge, Judge) else None)
+        surveyed.notes += [f"gains are predicted, no fusion was timed: {judge}"] if isinstance(judge, str) else []
         computed = published.computed_buffers(surveyed.module)
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
         recipes = _recipes(surveyed, checkpoint, scheme)
@@ -134,6 +138,11 @@ def _quant(quant: str | None, target: Target) -> str | None:
         raise UsageError("only the native CPU engine reads quantised weights", field="quant", expected="none, or --target cpu",
                          found=f"{quant} for {target.name}")
     return quant
+
+
+def _judge(target: Target, bounds: Bounds, progress: Progress) -> Judge | str | None:
+    """What times fusions on the GPU, or why none are; None for targets that are no GPU."""
+    return None if target.gpu is None else judge_for(target, bounds, lambda *counts: progress("time fusions", *counts))
 
 
 def _recipes(surveyed: Survey, checkpoint: Checkpoint, scheme: Scheme | None) -> dict[str, Recipe]:

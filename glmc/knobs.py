@@ -24,6 +24,7 @@ KNOBS = {k.name: k for k in (
     Knob("GLMC_FUEL", int, -1, "stop after this many rewrites, counted over the compilation; -1 means no limit"),
     Knob("GLMC_ONLY", list, (), "fusions that may be taken, by name, separated by commas; empty means all"),
     Knob("GLMC_ISA", str, "", "the build of the native library to use: avx512, avx2 or plain; empty means the best"),
+    Knob("GLMC_TIMING", int, 1, "0 leaves fusions untimed where the target's GPU is here; their gains are then predicted"),
     Knob("GLMC_CACHE", str, "", "a folder where compiled regions are kept between compilations; empty means none"),
 )}
 

@@ -28,7 +28,10 @@ def scope_of(place: str) -> str:
 
 @dataclass
 class Row:
-    """One fusion. `expected` and `proved` count sites by scope; `refused` holds one reason a site not taken."""
+    """One fusion. `expected` and `proved` count sites by scope; `refused` holds one reason a site not taken.
+
+    Gains are microseconds a token. timings: how each distinct site fared on the device, as JSON; empty where none was timed.
+    """
 
     fusion: str
     expected: dict[str, int] = field(default_factory=dict)
@@ -37,11 +40,18 @@ class Row:
     refused: list[dict[str, str]] = field(default_factory=list)
     predicted_us: float | None = None
     measured_us: float | None = None
+    timings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def basis(self) -> str:
+        """What decided, by gain, whether sites were taken: "measured" or "predicted"."""
+        return "measured" if self.timings else "predicted"
 
     def to_json(self) -> dict[str, Any]:
         return {"fusion": self.fusion, "expected": sum(self.expected.values()), "proved": sum(self.proved.values()),
                 "taken": self.taken, "refused": self.refused, "predicted_us": self.predicted_us,
-                "measured_us": self.measured_us, "by_scope": {"expected": self.expected, "proved": self.proved}}
+                "measured_us": self.measured_us, "basis": self.basis, "timings": self.timings,
+                "by_scope": {"expected": self.expected, "proved": self.proved}}
 
 
 @dataclass

@@ -32,7 +32,7 @@ tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zer
 """.split())
 REPLACED = {"triton": {"aten.linear.default": "glmc.linear"}}
 """Machine -> ops of a region's text that a kernel of the machine's own runs, wherever the region is bound for it."""
-_FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
+FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
 
 
 class _Ref:
@@ -76,7 +76,7 @@ class Bound:
             op = ast.unparse(call.func)
             args = [_value(a, slots) for a in call.args]
             kwargs: dict[str, Any] = {str(k.arg): _value(k.value, slots) for k in call.keywords}
-            if op in _FACTORIES and device != "cpu":
+            if op in FACTORIES and device != "cpu":
                 kwargs["device"] = device
             slots[name] = len(slots)
             self._lines.append((resolve(replaced.get(op, op), machine), args, kwargs, slots[name], ()))

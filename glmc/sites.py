@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from glmc.ledger import Ledger, scope_of
 from glmc.passes.choose import Decision
 from glmc.passes.declare import all_fusions
+from glmc.passes.faster import Verdict
 from glmc.passes.match import Found, Index, Matcher, Site
 from glmc.passes.merge import Merged, merge
+from glmc.passes.prove import kind
 from glmc.passes.respell import respell
 from glmc.passes.tidy import tidy
 from glmc.trace import Trace
@@ -71,12 +74,26 @@ def make_ledger(found: list[Found], promises: dict[str, dict[str, int]]) -> Ledg
     return ledger
 
 
-def record(ledger: Ledger, decisions: list[Decision]) -> None:
-    """Write what was taken and refused, and the predicted gain of what was taken, into the ledger."""
+def record(ledger: Ledger, decisions: list[Decision], verdicts: dict[tuple, Verdict] | None = None) -> None:
+    """Write what was taken and refused, and the predicted gain of what was taken, into the ledger.
+
+    verdicts: kind of site -> how it fared on the device. The measured gain of a fusion is known where all of its sites were
+    timed that were taken.
+    """
+    gains: dict[str, list[float | None]] = {}
+    taken: Counter[tuple] = Counter()
     for decision in decisions:
         row = ledger.row(decision.site.fusion)
         if decision.reason is None:
             row.taken += 1
             row.predicted_us = round((row.predicted_us or 0.0) + decision.gain_us, 3)
+            if verdicts:
+                taken[key := kind(decision.site)] += 1
+                gains.setdefault(row.fusion, []).append(verdicts[key].gain_us if key in verdicts else None)
         else:
             row.refused.append({"site": decision.site.place, "reason": decision.reason})
+    for fusion, known in gains.items():
+        if all(gain is not None for gain in known):
+            ledger.row(fusion).measured_us = round(sum(gain for gain in known if gain is not None), 3)
+    for key, verdict in (verdicts or {}).items():
+        ledger.row(verdict.captured.fusion).timings.append(verdict.to_json(taken[key]))

@@ -18,8 +18,9 @@ from glmc.families import fields
 from glmc.families.fields import Dims
 from glmc.ledger import Ledger
 from glmc.parts import Part, text_part
-from glmc.passes.choose import Decision, choose
-from glmc.passes.match import Matcher
+from glmc.passes.choose import Decision
+from glmc.passes.faster import Judge, notes, settle
+from glmc.passes.match import Matcher, Site
 from glmc.passes.merge import fold
 from glmc.passes.outline import outline
 from glmc.passes.prove import Captured, capture
@@ -84,8 +85,12 @@ def parts_of(config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, lis
 
 
 @uncollected()
-def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress = lambda *_: None) -> Survey:
-    """Read config, trace on meta, tidy, prove, check promises, choose, rewrite, outline. Reads no weights."""
+def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress = lambda *_: None,
+           judge: Judge | None = None) -> Survey:
+    """Read config, trace on meta, tidy, prove, check promises, choose, rewrite, outline. Reads no weights.
+
+    judge: what times fusions on the target's device; without one the predicted gain decides.
+    """
     began = time.perf_counter()
     seconds: dict[str, float] = {}
 
@@ -105,24 +110,33 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     trail, matcher = Trail(), Matcher()
     searched = [find_sites(traced, trail, matcher) for _, traced in traces]
     ledger = make_ledger([f for s in searched for f in s.found], family.promises(dims))
+    lap("match")
+    progress("choose", 0, 1)
     decisions: list[Decision] = []
+    chosen: list[list[Site]] = []
+    timed: list[str] = []
+    for (part, traced), here in zip(traces, searched, strict=True):
+        decided, verdicts = settle(here.sites, traced.graph, target, sum(map(len, chosen)), judge, part.symbols(traced))
+        chosen.append([d.site for d in decided if d.reason is None])
+        record(ledger, decided, verdicts)
+        timed += notes(verdicts)
+        decisions += decided
+    trail.say(1, ledger.text())
+    lap("choose")
+    progress("rewrite", 0, 1)
     programs: dict[str, Program] = {}
     joined: dict[str, tuple[str, ...]] = {}
     captured: list[Captured] = []
-    for (part, traced), here in zip(traces, searched, strict=True):
-        decided = choose(here.sites, traced.graph, target, taken=sum(d.reason is None for d in decisions))
-        taken = [d.site for d in decided if d.reason is None]
+    for (part, traced), here, taken in zip(traces, searched, chosen, strict=True):
         captured += capture(taken)
         rewrite(traced.graph, taken)
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
         programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name)
-        decisions += decided
-    record(ledger, decisions)
-    trail.say(1, ledger.text())
-    lap("match")
+    lap("rewrite")
+    said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed]
     return Survey(config, family, dims, name, target, module, ledger, decisions, programs, _weights(programs.values()), joined,
-                  captured, notes=[*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus()], seconds=seconds)
+                  captured, notes=said, seconds=seconds)
 
 
 def _weights(programs: Iterable[Program]) -> dict[str, tuple[str, tuple[int, ...]]]:

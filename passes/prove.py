@@ -40,7 +40,8 @@ class Captured:
     """The steps that a distinct site replaces, as a graph of its own, and the places of all sites like it.
 
     graph: its placeholders are the tensors in the reference's order and then `sizes`, expressions of the tensors' symbols.
-    outputs: the sizes of the results. twins: a tensor that is another one of the site's too -> that one.
+    outputs: the sizes of the results. twins: a tensor that is another one of the site's too -> that one. strides: of each
+    tensor, as traced.
     """
 
     fusion: str
@@ -50,15 +51,20 @@ class Captured:
     sizes: tuple[Any, ...]
     outputs: list[tuple]
     twins: dict[str, str]
+    strides: dict[str, tuple]
     places: list[str]
 
     def key(self) -> tuple:
         """Equal for sites that are the same but for the tracer's names of their symbols."""
         return self.fusion, tuple(self.told().items()), tuple(self.scalars.items()), tuple(self.twins.items())
 
+    def symbols(self) -> list[Any]:
+        """The symbols of its sizes, in the order in which they appear."""
+        return symbols_of(self.shapes)
+
     def told(self) -> dict[str, str]:
         """Tensor -> "bfloat16 [s0, s1, 5120]", symbols numbered by appearance."""
-        names = {s: f"s{i}" for i, s in enumerate(symbols_of(self.shapes))}
+        names = {s: f"s{i}" for i, s in enumerate(self.symbols())}
         renamed = {s: type(s)(name, **s.assumptions0) for s, name in names.items()}
         return {k: f"{dtype_name(d)} [{', '.join(str(n if isinstance(n, int) else n.xreplace(renamed)) for n in sizes)}]"
                 for k, (d, sizes) in self.shapes.items()}
@@ -83,20 +89,29 @@ class Proof:
         return {**self.__dict__, "scalars": plain}
 
 
+def kind(site: Site) -> tuple:
+    """Equal for sites of one graph that are the same steps at the same sizes."""
+    shapes, twins = _shapes(site)
+    return site.fusion, tuple(shapes.items()), tuple(site.scalars.items()), tuple(twins.items())
+
+
+def _shapes(site: Site) -> tuple[Shapes, dict[str, str]]:
+    first: dict[fx.Node, str] = {}
+    return ({k: (d, tuple(map(_size, s))) for k, (d, s) in site.describe().items()},
+            {k: first[n] for k, n in site.tensors.items() if first.setdefault(n, k) != k})
+
+
 def capture(sites: list[Site]) -> list[Captured]:
     """The steps of each distinct site of one graph, to be called before they are rewritten. Raises InternalError."""
     distinct: dict[tuple, Captured] = {}
-    order: dict[fx.Node, int] = {}
     for site in sites:
-        shapes = {k: (d, tuple(map(_size, s))) for k, (d, s) in site.describe().items()}
-        first: dict[fx.Node, str] = {}
-        twins = {k: first[n] for k, n in site.tensors.items() if first.setdefault(n, k) != k}
-        key = site.fusion, tuple(shapes.items()), tuple(site.scalars.items()), tuple(twins.items())
+        key = kind(site)
         if key not in distinct:
-            order = order or {node: i for i, node in enumerate(site.outputs[0].graph.nodes)}
-            graph, sizes = _cut(site, sorted(site.nodes, key=order.__getitem__))
+            shapes, twins = _shapes(site)
+            graph, sizes, _ = cut(site)
             outputs = [tuple(map(_size, o.meta["val"].shape)) for o in site.outputs]
-            distinct[key] = Captured(site.fusion, shapes, dict(site.scalars), graph, sizes, outputs, twins, [])
+            strides = {k: tuple(map(_size, n.meta["val"].stride())) for k, n in site.tensors.items()}
+            distinct[key] = Captured(site.fusion, shapes, dict(site.scalars), graph, sizes, outputs, twins, strides, [])
         distinct[key].places.append(site.place)
     return list(distinct.values())
 
@@ -109,9 +124,9 @@ def _size(size: Any) -> Any:
     return int(expression) if expression.is_Integer else expression
 
 
-def _cut(site: Site, steps: list[fx.Node]) -> tuple[fx.Graph, tuple[Any, ...]]:
-    """A site's steps as a graph of their own, and the sizes that they take from outside."""
-    graph = fx.Graph()
+def cut(site: Site) -> tuple[fx.Graph, tuple[Any, ...], dict[fx.Node, fx.Node]]:
+    """A site's steps as a graph of their own, the sizes that they take from outside, and what each node became there."""
+    graph, steps = fx.Graph(), sorted(site.nodes)
     new: dict[fx.Node, fx.Node] = {}
     for name, node in site.tensors.items():
         placeholder = graph.placeholder(name)
@@ -127,9 +142,9 @@ def _cut(site: Site, steps: list[fx.Node]) -> tuple[fx.Graph, tuple[Any, ...]]:
             sizes.append(_size(value))
     for step in steps:
         new[step] = graph.node_copy(step, new.__getitem__)
-        new[step].meta = {}
+        new[step].meta = {"val": step.meta["val"]}
     graph.output(tuple(new[o] for o in site.outputs))
-    return graph, tuple(sizes)
+    return graph, tuple(sizes), new
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import pytest
 # Set before anything imports torch, and inherited by the processes that tests start. torch reads OMP_NUM_THREADS when
 # it is first imported, so tests that need no torch do not pay for it here.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# What is faster on the device at hand must not decide what other tests see: those about it say otherwise.
+os.environ.setdefault("GLMC_TIMING", "0")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 QUICK_FIRST = ("house", "checkpoint", "runtime", "families", "kernels", "passes")

@@ -20,6 +20,7 @@ from rich.table import Table
 from glmc import knobs
 from glmc.errors import GlmcError, InternalError, UsageError, printable
 
+_TIMED = {"ours": "ours", "plain": "plain steps", "smaller": "smaller fusions", "inductor": "Inductor"}
 _PLAIN_WIDTH = 140  # columns where output is no terminal, so that a pipe does not get tables cut at 80
 
 
@@ -92,13 +93,24 @@ def _cell(value: Any) -> str:
 
 
 def ledger(entries: Iterable[Mapping[str, Any]]) -> list[Table]:
-    """The ledger (as `Ledger.to_json` gives it) and, where sites were refused, the reasons with their number.
+    """The ledger (as `Ledger.to_json` gives it); where fusions were timed, how they fared; where sites were refused, the
+    reasons with their number.
 
     Fusions that the model has no site of are left out. Reasons that differ in the layer's number alone count as one.
     """
     kept = [e for e in entries if e["expected"] or e["proved"]]
-    lines = [(e["fusion"], e["expected"], e["proved"], e["taken"], len(e["refused"]), e["predicted_us"]) for e in kept]
-    tables = [rows("ledger", ("fusion", "expected", "proved", "taken", "refused", "predicted gain (us/token)"), lines)]
+    timed = [(e["fusion"], site, bucket) for e in kept for site in e.get("timings", ()) for bucket in site["buckets"]]
+    heads = ["fusion", "expected", "proved", "taken", "refused", "predicted gain (us/token)"]
+    lines = [[e["fusion"], e["expected"], e["proved"], e["taken"], len(e["refused"]), e["predicted_us"]] for e in kept]
+    if timed:
+        heads.append("measured gain (us/token)")
+        lines = [[*line, e["measured_us"]] for line, e in zip(lines, kept, strict=True)]
+    tables = [rows("ledger", heads, lines)]
+    if timed:
+        tables.append(rows("timed on the device (us a call)",
+                           ("fusion", "first tensor", "sites", "taken", "bucket", *_TIMED.values()),
+                           [(fusion, next(iter(site["shapes"].values()), ""), site["sites"], site["taken"], bucket["bucket"],
+                             *(bucket[f"{name}_us"] for name in _TIMED)) for fusion, site, bucket in timed]))
     reasons = Counter((e["fusion"], re.sub(r"\b(layers?)\.\d+", r"\1.N", r["reason"]))
                       for e in kept for r in e["refused"])
     if reasons:
