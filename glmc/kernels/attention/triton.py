@@ -1,16 +1,21 @@
-"""Attention of one new token over the cache, split over the context: every split keeps its own maximum and sum, a second
-kernel joins them. A block of slots of which nobody sees any is not read. Many new tokens: torch's own kernel.
+"""Attention over the cache, with softmax as the slots come: the products' sums, maxima and weights are float32.
 
-B rows, H query heads over KV key heads (GROUP of them each, QUERIES the rows of the matrix unit that they fill), D channels,
-V of a value, L slots in steps of SLOTS.
+One new token: split over the context; every split keeps its own maximum and sum, a second kernel joins them. A block of slots
+of which nobody sees any is not read. Many new tokens: a block of TOKENS of one head a program; how far each token sees is
+found first, so that a program reads the slots that all of its tokens see without asking, and nothing behind the last.
+
+B rows, H query heads over KV key heads (GROUP of them each, QUERIES the rows of the matrix unit that they fill), D channels
+(WIDE the power of two above), V of a value (VALUES), L slots in steps of SLOTS.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
-from torch.nn import functional
 
 from glmc.kernels import too_wide
 from glmc.kernels.triton import blocks, launch, power
@@ -84,23 +89,153 @@ def joined(parts: torch.Tensor, sums: torch.Tensor, tops: torch.Tensor, most: in
     return y
 
 
+@triton.jit(do_not_specialize=["slots"])
+def reach_kernel(visible, full, end, slots, SLOTS: tl.constexpr):
+    """Of one token: the first slot that it does not see, and the slot behind the last that it sees."""
+    token = tl.program_id(0).to(tl.int64)
+    seen = visible + token * slots
+    slot = tl.arange(0, SLOTS)
+    first, last = tl.full((SLOTS,), 2147483647, tl.int32), tl.zeros((SLOTS,), tl.int32)
+    for start in range(0, slots, SLOTS):
+        at = start + slot
+        sees = tl.load(seen + at, mask=at < slots, other=0) != 0
+        first = tl.minimum(first, tl.where(sees, 2147483647, at))
+        last = tl.maximum(last, tl.where(sees, at + 1, 0))
+    tl.store(full + token, tl.minimum(tl.min(first, axis=0), slots))
+    tl.store(end + token, tl.max(last, axis=0))
+
+
+@triton.jit
+def tile_at(base, down, across, good, DOWN: tl.constexpr, HAS: tl.constexpr, HOLDS: tl.constexpr):
+    """Load base[down * DOWN + across], across [HOLDS] of which HAS are there. good: which of `down` are, None for all."""
+    places = base + down[:, None] * DOWN + across[None, :]
+    if good is None:
+        if HAS == HOLDS:
+            loaded = tl.load(places)
+        else:
+            loaded = tl.load(places, mask=(across < HAS)[None, :], other=0.0)
+    else:
+        loaded = tl.load(places, mask=good[:, None] & (across < HAS)[None, :], other=0.0)
+    return loaded
+
+
+@triton.jit
+def look(q, keys, values, seen, good, top, total, mixed, scale, K_SLOT: tl.constexpr, V_SLOT: tl.constexpr, D: tl.constexpr,
+         WIDE: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr, SLOTS: tl.constexpr):
+    """Take SLOTS slots from `keys` and `values` on into the running maximum, sum and mixture.
+
+    seen: which token sees which, and good: which slots are there; None where all do.
+    """
+    slot = tl.arange(0, SLOTS)
+    k = tile_at(keys, slot, tl.arange(0, WIDE), good, K_SLOT, D, WIDE)
+    score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if seen is not None:
+        score = tl.where(seen, score, float("-inf"))
+    higher = tl.maximum(top, tl.max(score, axis=1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen so far
+    weight, kept = tl.exp(score - base[:, None]), tl.exp(top - base)
+    v = tile_at(values, slot, tl.arange(0, VALUES), good, V_SLOT, V, VALUES)
+    mixed = tl.dot(weight.to(v.dtype), v, mixed * kept[:, None], input_precision="ieee")
+    return higher, total * kept + tl.sum(weight, axis=1), mixed
+
+
+@triton.jit(do_not_specialize=["tokens", "slots", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head"])
+def prompt_kernel(query, key, value, visible, full, end, y, tokens, slots, q_row, q_head, k_row, k_head, v_row, v_head, scale,
+                  Q_TOKEN: tl.constexpr, K_SLOT: tl.constexpr, V_SLOT: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr,
+                  D: tl.constexpr, WIDE: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr, TOKENS: tl.constexpr,
+                  SLOTS: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr):
+    q_row, q_head = tl.multiple_of(q_row, EVEN), tl.multiple_of(q_head, EVEN)
+    k_row, k_head = tl.multiple_of(k_row, EVEN), tl.multiple_of(k_head, EVEN)
+    v_row, v_head = tl.multiple_of(v_row, EVEN), tl.multiple_of(v_head, EVEN)
+    row, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
+    token = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS + tl.arange(0, TOKENS)  # those that see most come first
+    channel, out, slot, there = tl.arange(0, WIDE), tl.arange(0, VALUES), tl.arange(0, TAIL), token < tokens
+    asked = query + row * q_row + head * q_head + token.to(tl.int64)[:, None] * Q_TOKEN + channel[None, :]
+    q = tl.load(asked, mask=there[:, None] & (channel < D)[None, :], other=0.0)
+    keys, values = key + row * k_row + (head // GROUP) * k_head, value + row * v_row + (head // GROUP) * v_head
+    top = tl.full((TOKENS,), float("-inf"), tl.float32)
+    total, mixed = tl.zeros((TOKENS,), tl.float32), tl.zeros((TOKENS, VALUES), tl.float32)
+    sure, last = slots // SLOTS * SLOTS, slots
+    if visible is not None:
+        sure = tl.min(tl.load(full + row * tokens + token, mask=there, other=slots), axis=0) // SLOTS * SLOTS
+        last = tl.max(tl.load(end + row * tokens + token, mask=there, other=0), axis=0)
+    for start in range(0, sure, SLOTS):
+        far = tl.cast(start, tl.int64)
+        top, total, mixed = look(q, keys + far * K_SLOT, values + far * V_SLOT, None, None, top, total, mixed, scale, K_SLOT,
+                                 V_SLOT, D, WIDE, V, VALUES, SLOTS)
+    for start in range(sure, last, TAIL):
+        far, good = tl.cast(start, tl.int64), start + slot < slots
+        seen = there[:, None] & good[None, :]
+        if visible is not None:
+            mask = visible + (row * tokens + token)[:, None] * slots + (start + slot)[None, :]
+            seen = tl.load(mask, mask=seen, other=0) != 0
+        top, total, mixed = look(q, keys + far * K_SLOT, values + far * V_SLOT, seen, good, top, total, mixed, scale, K_SLOT,
+                                 V_SLOT, D, WIDE, V, VALUES, TAIL)
+    at = ((row * H + head) * tokens + token)[:, None] * V + out[None, :]
+    tl.store(y + at, (mixed / total[:, None]).to(y.dtype.element_ty), mask=there[:, None] & (out < V)[None, :])
+
+
 def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None = None, *, scale: float,
         ) -> torch.Tensor:
     """query [B, H, S, D], key [B, Hkv, L, D], value [B, Hkv, L, V], visible bool [B, 1, S, L] or all -> [B, H, S, V]."""
-    rows, heads, tokens, width = query.shape
-    if tokens > 1:
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale, enable_gqa=True)
-    kv, slots, wide = key.shape[1], key.shape[2], value.shape[-1]
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     if visible is not None:
-        visible = visible.expand(rows, 1, 1, slots).contiguous()
+        visible = visible.expand(query.shape[0], 1, query.shape[2], key.shape[2]).contiguous()
+    return (_one_token if query.shape[2] == 1 else _prompt)(query, key, value, visible, float(scale))
+
+
+class Tile(NamedTuple):
+    """How a prompt is cut: tokens of a program, slots a step, and where tokens see different ones; warps and stages."""
+
+    tokens: int
+    slots: int
+    tail: int
+    warps: int
+    stages: int
+
+
+def tile(width: int, exact: bool) -> Tile:
+    """The cut for heads of `width` bytes; `exact` where the matrix unit is not used."""
+    if exact:
+        return Tile(32 if width <= 512 else 16, 16, 16, 8, 1)
+    if width <= 256:
+        return Tile(64, 32, 16, 4, 2) if width <= 128 else Tile(64, 64, 32, 8, 2)
+    return Tile(32, 32, 16, 8, 2) if width <= 512 else Tile(32, 16, 16, 8, 2)
+
+
+def _sizes(query: torch.Tensor, value: torch.Tensor) -> dict[str, int]:
+    width, wide = query.shape[3], value.shape[3]
+    return {"D": width, "WIDE": max(power(width), 16), "V": wide, "VALUES": max(power(wide), 16)}
+
+
+def _prompt(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None, scale: float,
+            ) -> torch.Tensor:
+    (rows, heads, tokens, _), slots, wide = query.shape, key.shape[2], value.shape[3]
+    sizes = _sizes(query, value)
+    cut = tile(query.element_size() * max(sizes["WIDE"], sizes["VALUES"]), query.dtype is torch.float32)
+    apart = [t.stride(dim) for t in (query, key, value) for dim in (0, 1)]
+    full = end = None
+    if visible is not None:
+        full, end = (torch.empty((rows, tokens), dtype=torch.int32, device=query.device) for _ in range(2))
+        launch(reach_kernel, (rows * tokens,), visible, full, end, slots, SLOTS=1024, warps=4)
+    y = torch.empty((rows, heads, tokens, wide), dtype=query.dtype, device=query.device)
+    launch(prompt_kernel, (rows * heads, blocks(tokens, cut.tokens)), query, key, value, visible, full, end, y, tokens, slots,
+           *apart, scale, **sizes, Q_TOKEN=query.stride(2), K_SLOT=key.stride(2), V_SLOT=value.stride(2), H=heads,
+           GROUP=heads // key.shape[1], TOKENS=cut.tokens, SLOTS=cut.slots, TAIL=cut.tail, EVEN=math.gcd(16, *apart),
+           warps=cut.warps, stages=cut.stages)
+    return y
+
+
+def _one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None, scale: float,
+               ) -> torch.Tensor:
+    rows, heads = query.shape[:2]
+    kv, slots, wide = key.shape[1], key.shape[2], value.shape[3]
     splits = min(max(blocks(slots, 256), 1), _SPLITS)
     share = blocks(blocks(slots, splits), 64) * 64
     parts = torch.empty((rows * heads, splits, wide), dtype=torch.float32, device=query.device)
     sums, tops = (torch.empty((rows * heads, splits), dtype=torch.float32, device=query.device) for _ in range(2))
-    launch(attention_kernel, (rows * kv, splits), query, key, value, visible, parts, sums, tops, slots, share, splits,
-           float(scale), Q_ROW=query.stride(0), Q_HEAD=query.stride(1), K_ROW=key.stride(0), K_HEAD=key.stride(1),
+    launch(attention_kernel, (rows * kv, splits), query, key, value, visible, parts, sums, tops, slots, share, splits, scale,
+           **_sizes(query, value), Q_ROW=query.stride(0), Q_HEAD=query.stride(1), K_ROW=key.stride(0), K_HEAD=key.stride(1),
            K_SLOT=key.stride(2), V_ROW=value.stride(0), V_HEAD=value.stride(1), V_SLOT=value.stride(2), KV=kv,
-           GROUP=heads // kv, QUERIES=max(power(heads // kv), 16), D=width, WIDE=max(power(width), 16), V=wide,
-           VALUES=max(power(wide), 16), SLOTS=64, warps=4)
+           GROUP=heads // kv, QUERIES=max(power(heads // kv), 16), SLOTS=64, warps=4)
     return joined(parts, sums, tops, _SPLITS, query.dtype).view(rows, heads, 1, wide)
