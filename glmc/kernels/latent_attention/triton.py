@@ -24,7 +24,7 @@ from glmc.kernels.attention.triton import joined
 from glmc.kernels.latent_attention.cpu import allowed, opened
 from glmc.kernels.triton import blocks, launch, power
 
-WIDEST, TURNED = 512, 128
+WIDEST, MOST_TURNED = 512, 128
 """Channels of a compressed row, and turned ones, that one program still holds."""
 _HEADS = 16
 """Heads that share a read of a row; the tiles of a row's heads are neighbours, which find it in the cache of the device."""
@@ -36,7 +36,7 @@ _PROGRAMS = 512
 
 def accepts(site) -> str | None:
     return (too_wide("a compressed row", site["latent"][1][-1], WIDEST)
-            or too_wide("the turned part of a head", site["turned"][1][-1], TURNED))
+            or too_wide("the turned part of a head", site["turned"][1][-1], MOST_TURNED))
 
 
 @triton.jit(do_not_specialize=["rows"])
