@@ -27,7 +27,7 @@ def fill(name: str, tensor, generator) -> None:
     1/sqrt(inputs), embeddings 1."""
     import torch
 
-    drawn = torch.randn(tensor.shape, generator=generator)
+    drawn = torch.randn(tensor.shape, generator=generator, device=generator.device)
     if "norm" in name:
         tensor.copy_(1 + 0.3 * drawn)
     elif "embed_tokens" in name:
@@ -36,10 +36,11 @@ def fill(name: str, tensor, generator) -> None:
         tensor.copy_(drawn * (0.3 if tensor.dim() == 1 else tensor.shape[-1] ** -0.5))
 
 
-def write(folder: Path, config: dict[str, Any], seed: int = 0) -> int:
+def write(folder: Path, config: dict[str, Any], seed: int = 0, device: str = "cpu") -> int:
     """Write a checkpoint of a dense family in bfloat16, one safetensors file a layer; returns its bytes.
 
-    Holds one layer's tensors. The names are those of the published class, which dense checkpoints share.
+    device: where values are drawn. Holds one layer's tensors.
+    The names are those of the published class, which dense checkpoints share.
     """
     import torch
     from safetensors.torch import save_file
@@ -53,7 +54,7 @@ def write(folder: Path, config: dict[str, Any], seed: int = 0) -> int:
         layer = re.search(r"\.layers\.(\d+)\.", name)
         shards.setdefault(layer[1] if layer else name, {})[name] = tuple(tensor.shape)
     folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     index: dict[str, str] = {}
     total = 0
     with torch.no_grad():

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from glmc.artifact_linked import Linked
+    from glmc.artifact_load import Place
 
 MAGIC = "glmc-artifact"
 FORMAT_VERSION = 1
@@ -105,7 +106,7 @@ class Artifact:
     def read(self, name: str) -> bytes:
         """The bytes of file `name`, hashed as they are returned. Raises UsageError, DamagedArtifact, StorageError."""
         data = bytearray(self._entry(name)["bytes"])
-        self.read_verified(name, memoryview(data))
+        self.read_verified(name, [memoryview(data)])
         return bytes(data)
 
     def json(self, name: str) -> dict[str, Any]:
@@ -163,16 +164,16 @@ class Artifact:
         """What loading the weights takes, in bytes, headers included. Raises what `read` raises."""
         return sum(self.files[name]["bytes"] for name in self.shards()) + sum(one.nbytes for one in self.linked())
 
-    def load_weights(self, threads: int | None = None) -> dict[str, torch.Tensor]:
-        """Every weight by name, on the CPU, 64-byte aligned, hashed while it is read into private memory.
+    def load_weights(self, threads: int | None = None, place: Place | None = None) -> dict[str, torch.Tensor]:
+        """Every weight by name, 64-byte aligned, hashed while it is read, into private memory on the CPU or where `place` says.
 
-        Shards are read by `threads` threads (default: the CPUs), of linked files only what is a weight.
-        Raises DamagedArtifact, StorageError.
+        Shards are read by `threads` threads (default: the CPUs), of linked files only what is a weight. Nothing is handed out
+        before every digest was compared. Raises DamagedArtifact, StorageError.
         """
         from glmc.artifact_linked import readers
-        from glmc.artifact_weights import load_shards
+        from glmc.artifact_load import PrivateMemory, load_shards
 
-        return load_shards(self, threads, readers(self))
+        return load_shards(self, threads, place or PrivateMemory, readers(self, place or PrivateMemory))
 
     def hash_file(self, name: str) -> None:
         """Compare file `name` with its digest unless this object did so before; holds 2 MiB."""
@@ -180,15 +181,15 @@ class Artifact:
             self.read_verified(name, None)
             self._verified.add(name)
 
-    def read_verified(self, name: str, view: memoryview | None) -> None:
-        """Read file `name` into `view` (bytes, of its size) and compare the digest; `None` only compares.
+    def read_verified(self, name: str, rooms: Iterable[memoryview] | None) -> None:
+        """Read file `name` into `rooms`, as `hash_range` does, and compare the digest; `None` only compares.
 
         Raises UsageError for a linked file, which has no digest of the whole.
         """
         entry, path = self._entry(name), self.folder / name
         if "linked" in entry:
             raise UsageError("a linked file is covered tensor by tensor, not as a whole", file=path, expected=LINKED)
-        found = hash_range(path, entry["bytes"], 0, entry["bytes"], view)
+        found = hash_range(path, entry["bytes"], 0, entry["bytes"], rooms)
         if found != entry["sha256"]:
             raise DamagedArtifact("a file differs from its digest", file=path, expected=f"sha256 {entry['sha256']}",
                                   found=f"sha256 {found}")
@@ -200,22 +201,26 @@ class Artifact:
         return self.files[name]
 
 
-def hash_range(path: Path, size: int, begin: int, count: int, view: memoryview | None) -> str:
-    """SHA-256 (hex) of `count` bytes from `begin` of a regular file of `size` bytes, read into `view` unless it is None.
+def hash_range(path: Path, size: int, begin: int, count: int, rooms: Iterable[memoryview] | None) -> str:
+    """SHA-256 (hex) of `count` bytes from `begin` of a regular file of `size` bytes, read into `rooms` unless they are None.
 
-    Raises DamagedArtifact when it has another size or is no such file, StorageError.
+    rooms: memory for `count` bytes in all; each is full before the next is asked for. Raises DamagedArtifact when the file
+    has another size or is no such file, StorageError.
     """
-    total = hashlib.sha256()
-    room = memoryview(bytearray(min(_PIECE, count))) if view is None else view
+    total, at = hashlib.sha256(), begin
+    if rooms is None:
+        scratch = memoryview(bytearray(min(_PIECE, count)))
+        rooms = (scratch[:min(_PIECE, count - start)] for start in range(0, count, _PIECE))
     with regular_file(path, error=DamagedArtifact, follow=False) as (descriptor, state):
         if state.st_size != size:
             raise DamagedArtifact("a file has another size", file=path, expected=f"{size} bytes",
                                   found=f"{state.st_size} bytes")
-        for start in range(0, count, _PIECE):
-            stop = min(start + _PIECE, count)
-            piece = room[start:stop] if view is not None else room[:stop - start]
-            read_into(descriptor, piece, begin + start, file=path, error=DamagedArtifact)
-            total.update(piece)
+        for room in rooms:
+            for start in range(0, len(room), _PIECE):
+                piece = room[start:start + _PIECE]
+                read_into(descriptor, piece, at, file=path, error=DamagedArtifact)
+                total.update(piece)
+                at += len(piece)
     return total.hexdigest()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmc.artifact import HEX, LINKED, hash_range
-from glmc.artifact_weights import ALIGN, Reader, even_groups, private_memory
+from glmc.artifact_load import Place, Reader
+from glmc.artifact_weights import ALIGN, even_groups
 from glmc.checkpoint.tensor_bytes import BITS, torch_dtype
 from glmc.errors import CheckpointChanged, DamagedArtifact
 
@@ -42,12 +43,12 @@ class Linked:
     shape: tuple[int, ...]
     sha256: str
 
-    def check(self, folder: Path, size: int, view: memoryview | None) -> None:
-        """Read the weight from its file of `size` bytes into `view`, unless that is None, and compare the digest.
+    def check(self, folder: Path, size: int, rooms: Iterable[memoryview] | None) -> None:
+        """Read the weight from its file of `size` bytes into `rooms`, unless that is None, and compare the digest.
 
         Raises DamagedArtifact naming the weight, StorageError.
         """
-        found = hash_range(folder / self.file, size, self.offset, self.nbytes, view)
+        found = hash_range(folder / self.file, size, self.offset, self.nbytes, rooms)
         if found != self.sha256:
             raise DamagedArtifact("a linked tensor differs from its digest", file=folder / self.file, field=self.name,
                                   expected=f"sha256 {self.sha256}", found=f"sha256 {found}",
@@ -97,10 +98,10 @@ def read_table(artifact: Artifact) -> tuple[Linked, ...]:
     return tuple(sorted(found, key=lambda one: (one.file, one.offset, one.name)))
 
 
-def readers(artifact: Artifact) -> list[Reader]:
+def readers(artifact: Artifact, place: Place) -> list[Reader]:
     """What reads the linked weights, in runs of neighbours that threads can share. Raises what `read_table` raises."""
     groups = even_groups(artifact.linked(), lambda one: one.nbytes)
-    return [(sum(one.nbytes for one in group), group[0].file, partial(_load, artifact, group)) for group in groups]
+    return [(sum(one.nbytes for one in group), group[0].file, partial(_load, artifact, group, place)) for group in groups]
 
 
 def summary(artifact: Artifact) -> dict[str, int]:
@@ -129,18 +130,16 @@ def _fits(entry: Any, files: Mapping[str, dict[str, Any]]) -> bool:
             and math.prod(entry["shape"]) * BITS[entry["dtype"]] == 8 * entry["bytes"])
 
 
-def _load(artifact: Artifact, group: list[Linked]) -> dict[str, torch.Tensor]:
-    """The weights of `group`, verified, each at a multiple of 64 bytes of private memory."""
-    import torch
-
+def _load(artifact: Artifact, group: list[Linked], place: Place) -> dict[str, torch.Tensor]:
+    """The weights of `group`, verified, each at a multiple of 64 bytes of one memory."""
     begins, total = [], 0
     for one in group:
         begins.append(total)
         total += one.nbytes + -one.nbytes % ALIGN
-    memory = private_memory(max(total, ALIGN), artifact.folder / group[0].file)
-    view, whole = memoryview(memory), torch.frombuffer(memory, dtype=torch.uint8)
+    memory = place(max(total, ALIGN), artifact.folder / group[0].file)
     tensors = {}
     for one, begin in zip(group, begins, strict=True):
-        one.check(artifact.folder, artifact.files[one.file]["bytes"], view[begin:begin + one.nbytes])
-        tensors[one.name] = whole[begin:begin + one.nbytes].view(torch_dtype(one.dtype)).view(one.shape)
+        one.check(artifact.folder, artifact.files[one.file]["bytes"], memory.rooms(begin, one.nbytes))
+        tensors[one.name] = memory.whole[begin:begin + one.nbytes].view(torch_dtype(one.dtype)).view(one.shape)
+    memory.settle()
     return tensors

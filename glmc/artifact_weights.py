@@ -1,28 +1,23 @@
-"""The weights of an artefact: safetensors shards laid out for alignment, hashed while written and while read."""
+"""The weights of an artefact: safetensors shards laid out for alignment, hashed while written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from glmc.checkpoint.regular_file import read_into
-from glmc.checkpoint.safetensors_header import header_length, parse_header
-from glmc.checkpoint.tensor_bytes import BITS, bytes_of, dtype_name, torch_dtype
-from glmc.errors import DamagedArtifact, InternalError, StorageError
+from glmc.checkpoint.tensor_bytes import BITS, bytes_of, dtype_name
+from glmc.errors import InternalError
 
 if TYPE_CHECKING:
     import torch
-
-    from glmc.artifact import Artifact
 
 ALIGN = 64  # bytes: a cache line, and what the compiled code may assume of a weight
 SHARD_BYTES = 128 << 20
@@ -32,7 +27,6 @@ _SPLIT = 16 << 20  # bytes: fewer are read in one piece sooner than in two
 
 Layout = Iterable[tuple[str, str, tuple[int, ...]]]
 Item = tuple[str, str, tuple[int, ...], int]  # name, dtype, shape, bytes
-Reader = tuple[int, str, Callable[[], "dict[str, torch.Tensor]"]]  # bytes, file, and what reads its weights
 Thing = TypeVar("Thing")
 
 
@@ -225,57 +219,3 @@ def finish(descriptor: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def load_shards(artifact: Artifact, threads: int | None = None, others: Iterable[Reader] = ()) -> dict[str, torch.Tensor]:
-    """Every tensor of the weight files and of `others`, verified. See `Artifact.load_weights`."""
-    own = [(artifact.files[name]["bytes"], name, partial(_load, artifact, name)) for name in artifact.shards()]
-    parts: list[Reader] = [*own, *others]
-    # The largest first, so that the threads end together.
-    order = sorted(range(len(parts)), key=lambda number: -parts[number][0])
-    with ThreadPoolExecutor(max(1, min(threads or os.cpu_count() or 1, len(parts) or 1))) as pool:
-        loaded = dict(zip(order, pool.map(lambda number: parts[number][2](), order), strict=True))
-    weights: dict[str, torch.Tensor] = {}
-    for number, (_, name, _) in enumerate(parts):
-        for key, tensor in loaded[number].items():
-            if key in weights:
-                raise DamagedArtifact("a tensor stands in two weight files", file=artifact.folder / name, field=key)
-            weights[key] = tensor
-    return weights
-
-
-def private_memory(size: int, path: Path) -> mmap.mmap:
-    """Anonymous memory of our own: page aligned, and in huge pages where the system has them (fewer page faults).
-
-    `path` is what it is for. Raises StorageError.
-    """
-    try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as fault:
-        raise StorageError("there is no memory for the weights", file=path, expected=f"{size} bytes",
-                           found=fault.strerror) from fault
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
-
-
-def _load(artifact: Artifact, name: str) -> dict[str, torch.Tensor]:
-    import torch
-
-    path, size = artifact.folder / name, artifact.files[name]["bytes"]
-    if size < 8:
-        raise DamagedArtifact("the file is too short to be safetensors", file=path, expected="at least 8 bytes",
-                              found=f"{size} bytes")
-    memory = private_memory(size, path)
-    view = memoryview(memory)
-    artifact.read_verified(name, view)
-    length = header_length(bytes(view[:8]), size, path, DamagedArtifact)
-    infos = parse_header(bytes(view[8:8 + length]), size, path, DamagedArtifact)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    tensors = {}
-    for info in infos.values():
-        flat = whole[info.offset:info.offset + info.nbytes]
-        if info.offset % ALIGN:
-            flat = flat.clone()  # torch allocates at 64 bytes
-        tensors[info.name] = flat.view(torch_dtype(info.dtype)).view(info.shape)
-    return tensors

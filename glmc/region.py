@@ -30,6 +30,8 @@ repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attention scatt
 sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub sum sym_size t
 tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zeros_like
 """.split())
+REPLACED = {"triton": {"aten.linear.default": "glmc.linear"}}
+"""Machine -> ops of a region's text that a kernel of the machine's own runs, wherever the region is bound for it."""
 FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
 
 
@@ -58,10 +60,14 @@ def resolve(name: str, machine: str) -> Callable:
 
 
 class Bound:
-    """A region bound to a machine's ops: call it with the inputs in order; returns the outputs in order."""
+    """A region bound to a machine's ops: call it with the inputs in order; returns the outputs in order.
+
+    replace: further ops that a kernel runs, over the machine's REPLACED.
+    """
 
     def __init__(self, region: Region, machine: str, device: str = "cpu", replace: dict[str, str] | None = None) -> None:
         self.region = region
+        replaced = REPLACED.get(machine, {}) | (replace or {})
         slots = {name: i for i, (name, _, _) in enumerate(region.inputs)}
         self._lines: list[tuple[Callable, Any, dict[str, Any], int, tuple[int, ...]]] = []
         parsed = [ast.parse(text).body[0] for text in region.body]
@@ -73,7 +79,7 @@ class Bound:
             if op in FACTORIES and device != "cpu":
                 kwargs["device"] = device
             slots[name] = len(slots)
-            self._lines.append((resolve((replace or {}).get(op, op), machine), args, kwargs, slots[name], ()))
+            self._lines.append((resolve(replaced.get(op, op), machine), args, kwargs, slots[name], ()))
         self._returns = _returned(parsed[-1:], slots)
         self._size, self._names = len(slots), list(slots)
         self._release()

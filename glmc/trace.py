@@ -37,13 +37,15 @@ class Trace:
 @contextmanager
 def uncollected() -> Iterator[None]:
     """No cyclic garbage collection meanwhile: walking the growing graph again and again is a quarter of a large trace."""
-    running, traces = gc.isenabled(), fx.config.do_not_emit_stack_traces
+    running, traces = gc.isenabled(), getattr(fx.config, "do_not_emit_stack_traces", None)  # torch 2.11 has no such switch
     gc.disable()
-    fx.config.do_not_emit_stack_traces = True  # text that nobody reads, a twelfth of the trace
+    if traces is not None:
+        fx.config.do_not_emit_stack_traces = True  # text that nobody reads, a twelfth of the trace
     try:
         yield
     finally:
-        fx.config.do_not_emit_stack_traces = traces
+        if traces is not None:
+            fx.config.do_not_emit_stack_traces = traces
         if running:
             gc.enable()
 

@@ -11,7 +11,7 @@ artefact.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from glmc import kernels
+from glmc import gpu, kernels
 from glmc.errors import InternalError, NumericError
 from glmc.graph import dtype_name
 from glmc.passes import hostile
@@ -158,10 +158,26 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _replay(captured: Captured, target: Target) -> tuple[Replay, str | None]:
+def _there(kernel: Callable, device: torch.device) -> Callable:
+    """A kernel that runs on `device`, called with tensors on the CPU: what it writes into them comes back too."""
+
+    def run(*tensors: torch.Tensor | None, **scalars: Any) -> Results:
+        moved = [t if t is None else t.to(device) for t in tensors]
+        results = all_of(kernel(*moved, **scalars))
+        for tensor, other in zip(tensors, moved, strict=True):
+            if tensor is not None:
+                tensor.copy_(other)
+        return tuple(r.cpu() for r in results)
+
+    return run
+
+
+def _replay(captured: Captured, target: Target, device: torch.device | None) -> tuple[Replay, str | None]:
     """What to run for a captured site, and a note where that is not the site as it stands."""
     maths = load(captured.fusion).maths
     kernel = kernels.load(captured.fusion, target.machine).run
+    if device is not None:
+        kernel = _there(kernel, device)
     module = fx.GraphModule(nn.Module(), captured.graph)
 
     def steps(tensors: Tensors, values: dict) -> Results:
@@ -185,24 +201,27 @@ def _replay(captured: Captured, target: Target) -> tuple[Replay, str | None]:
 
 @torch.no_grad()
 def prove(captured: list[Captured], target: Target) -> list[Proof]:
-    """Prove each distinct captured site.
+    """Prove each distinct captured site: on the target's GPU where there is one here, else as `kernels.checking` runs it.
 
     Raises NumericError where a kernel is worse than what it replaces allows, or a site is too large to replay.
     """
     groups: dict[tuple, list[Captured]] = {}
     for one in captured:
         groups.setdefault(one.key(), []).append(one)
-    with kernels.checking(target.machine):
-        return [_prove(group, target) for group in groups.values()]
+    device = gpu.here(target)
+    with kernels.checking(target.machine) if device is None else nullcontext():
+        return [_prove(group, target, device) for group in groups.values()]
 
 
-def _prove(group: list[Captured], target: Target) -> Proof:
+def _prove(group: list[Captured], target: Target, device: torch.device | None) -> Proof:
     one = group[0]
-    replay, note = _replay(one, target)
+    replay, note = _replay(one, target, device)
     worst, most = (0.0, 0.0), 0
     notes = [note] if note else []
-    slow = target.machine == "triton"
-    if slow:
+    slow = target.machine == "triton" and device is None
+    if device is not None:
+        notes.append(f"on {gpu.model_of(device)}")
+    elif slow:
         notes.append("in Triton's interpreter, and not on many rows")
     for case, found in _cases(replay, slow):
         kernel, plain, step, rows = found

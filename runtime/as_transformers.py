@@ -77,7 +77,7 @@ class GlmcForCausalLM(PreTrainedModel, GenerationMixin):
             self.inner.check_ids(kept, row)
         for row, (ids, mask) in enumerate(zip(input_ids, known.bool(), strict=True)):
             kept = ids[mask].tolist()
-            logits[row, mask] = self.inner.extend(row, kept, 0, every_row=True)[0].float()
+            logits[row, mask] = self.inner.extend(row, kept, 0, every_row=True)[0].float().cpu()
             # generate() samples from the last column, which right padding leaves empty.
             logits[row, -1] = logits[row, mask][-1]
             rows.lengths.append(len(kept))
@@ -95,7 +95,7 @@ class GlmcForCausalLM(PreTrainedModel, GenerationMixin):
             self.inner.check_ids([token], row)
         logits = self.inner.advance(input_ids, torch.tensor(rows.lengths).unsqueeze(1))
         rows.lengths = [n + 1 for n in rows.lengths]
-        return logits.float()
+        return logits.float().cpu()
 
     def prepare_inputs_for_generation(  # type: ignore[override]
             self, input_ids: torch.Tensor, past_key_values: Any = None,

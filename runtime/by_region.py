@@ -15,10 +15,11 @@ from glmc.runtime.capture import Decoder
 from glmc.runtime.device import Device
 from glmc.runtime.memory import Cache
 from glmc.runtime.steps import Steps
+from glmc.runtime.transfer import to_device
 
 
 class ByRegion:
-    """A program's regions bound to weights and to a cache."""
+    """A program's regions bound to weights and to a cache. Logits are on the host, or on a device that is run ahead."""
 
     def __init__(self, artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Any]],
                  device: Device, kept: dict[str, Keep]) -> None:
@@ -36,10 +37,13 @@ class ByRegion:
         return self._run("decode" if len(ids) == 1 else "prefill", tokens, positions, row, every_row)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
+        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary].
+
+        positions: on the host. The logits are valid until the next call.
+        """
         if self.decoder is not None:
             with torch.no_grad():
-                return self.decoder(tokens, positions).cpu()
+                return self._told(self.decoder(tokens, positions))
         return self._run(_decoding(tokens), tokens, positions, 0, False)
 
     def _decode(self, tokens: torch.Tensor, positions: torch.Tensor, slots: int) -> torch.Tensor:
@@ -47,7 +51,10 @@ class ByRegion:
 
     def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
         with torch.no_grad():
-            return self.steps.run(form, self.named(tokens, positions, row), every_row).cpu()
+            return self._told(self.steps.run(form, self.named(tokens, positions, row), every_row))
+
+    def _told(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self.device.ahead else logits.cpu()
 
     def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int, slots: int | None = None,
               ) -> dict[str, torch.Tensor]:
@@ -55,7 +62,8 @@ class ByRegion:
         or the first `slots`."""
         slots, place = max(self.least, int(positions.max()) + 1 if slots is None else slots), self.device.torch
         # Compiled code takes the strides of contiguous tensors for granted.
-        named = {"input:input_ids": tokens.contiguous().to(place), "input:positions": positions.contiguous().to(place),
+        named = {"input:input_ids": to_device(tokens.contiguous(), place),
+                 "input:positions": to_device(positions.contiguous(), place),
                  "input:slots": torch.arange(slots, device=place)}
         return named | self.cache.views(row, len(tokens), slots)
 

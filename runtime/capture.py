@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from glmc.runtime.transfer import put
+
 Step = Callable[[], torch.Tensor]
 Record = Callable[[Step], Step]
 """Runs a step once or more and returns what replays it: the same work on the same memory."""
@@ -25,27 +27,36 @@ def again(step: Step) -> Step:
     return lambda: result.copy_(step())
 
 
-def graphs(device: Any) -> Record:
-    """Recording by device graphs. device: `torch.cuda` or `torch_npu.npu`, which offer them under the same names."""
+class Graphs:
+    """Recording by device graphs, all on one stream and in one pool of memory: what one made is gone when another is replayed.
 
-    def record(step: Step) -> Step:
-        aside = device.Stream()
-        aside.wait_stream(device.current_stream())
-        with device.stream(aside):
-            for _ in range(_WARM):
-                step()
-        device.current_stream().wait_stream(aside)
-        graph = (device.CUDAGraph if hasattr(device, "CUDAGraph") else device.NPUGraph)()
-        with device.graph(graph):
-            result = step()
+    device: `torch.cuda` or `torch_npu.npu`, which offer them under the same names. place: the one that runs.
+    """
+
+    def __init__(self, device: Any, place: torch.device) -> None:
+        self._device, self._place = device, place
+        self._aside: Any = None
+        self._pool: Any = None
+
+    def __call__(self, step: Step) -> Step:
+        device = self._device
+        with device.device(self._place):
+            if self._aside is None:
+                self._aside, self._pool = device.Stream(), device.graph_pool_handle()
+            self._aside.wait_stream(device.current_stream())
+            with device.stream(self._aside):
+                for _ in range(_WARM):
+                    step()
+            device.current_stream().wait_stream(self._aside)
+            graph = (device.CUDAGraph if hasattr(device, "CUDAGraph") else device.NPUGraph)()
+            with device.graph(graph, pool=self._pool, stream=self._aside):
+                result = step()
 
         def replay() -> torch.Tensor:
             graph.replay()
             return result
 
         return replay
-
-    return record
 
 
 def bucket(slots: int, most: int) -> int:
@@ -65,12 +76,13 @@ class Decoder:
         self.recorded: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Step]] = {}
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary], valid until the next call."""
+        """tokens [B, 1] wherever they are, positions [B, 1] on the host, int64 -> logits [B, 1, vocabulary], valid until the
+        next call. Nothing waits for the device, unless the step is recorded first."""
         key = len(tokens), bucket(int(positions.max()) + 1, self._most)
         if key not in self.recorded:
             own = tokens.to(self._device, copy=True), positions.to(self._device, copy=True)
             self.recorded[key] = (*own, self._record(lambda: self._run(*own, key[1])))
         into, at, replay = self.recorded[key]
-        into.copy_(tokens)
-        at.copy_(positions)
+        put(into, tokens)
+        put(at, positions)
         return replay()

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from glmc import kernels, machine
+from glmc import gpu, kernels, machine
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.kernels import npu
-from glmc.kernels.timing import target_of
 from glmc.runtime import capture
 from glmc.runtime.sealed import sealed
+from glmc.runtime.staging import Staging
 from glmc.target import TARGETS, Target
 
 CHECKING = {"triton-interpreted": "triton", "npu-emulated": "npu"}
@@ -35,6 +35,9 @@ class Device:
     """name: as it was asked for; torch: where tensors live; kernels: the machine whose files regions call.
 
     calling: entered around every run of a region. record: how its decode steps are recorded, None where they are not.
+    place: where weights are put while they are read, None for memory of the CPU.
+    ahead: it works by itself, so logits stay there, tokens are chosen there, and a step is begun before the host knows the
+    token of the last one.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Device:
     kernels: str
     calling: Callable[[], AbstractContextManager]
     record: capture.Record | None = None
+    place: Staging | None = None
+    ahead: bool = False
 
 
 def open_device(artifact: Artifact, asked: str | None) -> Device:
@@ -69,9 +74,11 @@ def open_device(artifact: Artifact, asked: str | None) -> Device:
         _native(manifest, artifact)
         return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
     if own == "npu":
-        return Device(name, _npu(artifact, int(number or 0)), "npu", contextlib.nullcontext,
-                      capture.graphs(npu.vendor("torch_npu").npu))
-    return Device(name, _gpu(artifact, target, int(number or 0)), "triton", sealed(artifact), capture.graphs(torch.cuda))
+        place = _npu(artifact, int(number or 0))
+        return Device(name, place, "npu", contextlib.nullcontext, capture.Graphs(npu.vendor("torch_npu").npu, place),
+                      Staging(place))
+    place = _gpu(artifact, target, int(number or 0))
+    return Device(name, place, "triton", sealed(artifact), capture.Graphs(torch.cuda, place), Staging(place), ahead=True)
 
 
 def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
@@ -91,7 +98,7 @@ def _gpu(artifact: Artifact, target: Target, number: int) -> torch.device:
                                    found=f"{torch.cuda.device_count()} GPUs, torch {torch.__version__}",
                                    hint="run it where the GPU is, compile it again with --target cpu, or check it with "
                                         "--device triton-interpreted")
-    found = target_of(number)
+    found = gpu.name_of(number)
     if found != target.name:
         again = f"compile it again with --target {found}" if found in TARGETS else "no target of glmc is this GPU"
         raise IncompatibleArtifact("the artefact was compiled for another GPU", file=artifact.folder, field="target",

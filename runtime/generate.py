@@ -1,4 +1,8 @@
-"""The generation loop: prefill each row alone, then decode all rows together, sample, stop."""
+"""The generation loop: prefill each row alone, then decode all rows together, sample, stop.
+
+A device that works by itself is always given the next step before the host looks at the token of the last one, so that it never
+waits; the price is one step too many where a stop token ends the answer.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 class Generation:
     """One answer. finish_reason: "stop" (a stop token, not part of token_ids) or "length".
 
-    timings, in seconds: "prefill" (all prompts of the batch), "first_token", "decode", "total".
+    timings, in seconds: "prefill" (all prompts of the batch; on a GPU until it has them), "first_token", "decode", "total".
     """
 
     text: str = ""
@@ -80,11 +84,24 @@ def _loop(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling:
     lengths = torch.tensor([[len(ids)] for ids in prompts])
     alive = set(range(rows))
     first = None
+
+    def step(tokens: torch.Tensor) -> torch.Tensor:
+        # A finished row goes on in place until all are done: its last slot is written again, nobody reads the result.
+        model.check_cache(holder)
+        made = model.advance(tokens.unsqueeze(1), lengths.clamp(max=model.max_len - 1))[:, -1]
+        lengths.add_(1)
+        return made
+
     while True:
-        chosen = sampler(logits)
+        choice = sampler.choose(logits)
+        # Not before the first token, which would wait until the step is recorded.
+        ahead = model.device.ahead and first is not None and any(len(answers[row].token_ids) + 1 < room[row] for row in alive)
+        if ahead:
+            logits = step(choice.tokens)
+        chosen = choice.ids()
         first = first or time.perf_counter()
         for row in sorted(alive):
-            token, answer = int(chosen[row]), answers[row]
+            token, answer = chosen[row], answers[row]
             if token in stops:
                 answer.finish_reason = "stop"
                 alive.discard(row)
@@ -97,10 +114,8 @@ def _loop(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling:
                 alive.discard(row)
         if not alive:
             break
-        # A finished row goes on in place until all are done: its last slot is written again, nobody reads the result.
-        model.check_cache(holder)
-        logits = model.advance(chosen.unsqueeze(1), lengths.clamp(max=model.max_len - 1))[:, -1]
-        lengths += 1
+        if not ahead:
+            logits = step(choice.tokens)
     ended = time.perf_counter()
     for row, answer in enumerate(answers):
         stream = streams[row]

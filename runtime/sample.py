@@ -1,7 +1,8 @@
 """The next token from logits: repetition penalty, temperature, top-k and top-p as transformers' generate applies them.
 
 Greedy (temperature 0) is one pass over the logits. Sampling draws one uniform number per row and step from that row's
-own CPU generator and inverts the cumulative distribution, so a draw depends neither on the batch nor on the device.
+own CPU generator and inverts the cumulative distribution, so a draw depends neither on the batch nor on the device. Logits
+that are on a device are chosen from there (`glmc.runtime.draw`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glmc.errors import NumericError, RequestOutOfBounds, UsageError
+from glmc.errors import RequestOutOfBounds, UsageError
+from glmc.runtime import draw
+from glmc.runtime.transfer import to_device
 
 
 def _require(ok: bool, field: str, expected: str, found: object) -> None:
@@ -59,10 +62,10 @@ class Sampling:
 def largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row of [B, V] the lowest index among equal maxima, the greedy answer, int64 [B], and the maximum [B].
 
-    One pass checks every value: the maximum is NaN if any value is, +inf if any is, and -inf only if all are. numpy's pass is
-    several times quicker than torch's where it can be had.
+    On a CPU. One pass checks every value: the maximum is NaN if any value is, +inf if any is, and -inf only if all are. numpy's
+    pass is several times quicker than torch's where it can be had.
     """
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+    if logits.dtype == torch.float32:
         tokens = torch.from_numpy(logits.numpy().argmax(-1))
         return tokens, logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     best = logits.max(dim=-1)
@@ -142,17 +145,31 @@ class Sampler:
             self._waiting.append((row, _ids(ids)))
 
     def __call__(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None = None) -> Tensor:
-        """The next token of every row, LongTensor [B] on the logits' device.
+        """The next token of every row, LongTensor [B] on the logits' device, once it is known to be one. See `choose`."""
+        choice = self.choose(logits, seen)
+        choice.ids()
+        return choice.tokens
+
+    def choose(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None = None) -> draw.Choice:
+        """The next token of every row, on the logits' device; from a GPU the host has not heard yet of what is chosen.
 
         logits: float32 or bfloat16 [B, V]. seen: what the penalty applies to in this call instead of what the sampler
-        observed, a bool mask [B, V] or one int64 tensor of ids a row. Raises NumericError naming the row and the step
-        for NaN, +inf or a row of only -inf, and RequestOutOfBounds for a wrong shape or dtype.
+        observed, a bool mask [B, V] or one int64 tensor of ids a row. Raises RequestOutOfBounds for a wrong shape or dtype,
+        and, here or by the choice's `ids`, NumericError naming the row and the step for NaN, +inf or a row of only -inf.
         """
         if logits.dim() != 2 or logits.shape[0] != self.rows or not logits.shape[1] or not logits.is_floating_point():
             raise RequestOutOfBounds("the logits do not fit the sampler", expected=f"float [{self.rows}, V]",
                                      found=f"{logits.dtype} {list(logits.shape)}")
+        choice = (self.here if logits.device.type == "cpu" else self.there)(logits, seen)
+        if self._seen is not None:
+            self._seen.scatter_(1, choice.tokens[:, None], True)
+        self.step += 1
+        return choice
+
+    def here(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None) -> draw.Choice:
+        """`choose` on a CPU: row by row, of each only what can be chosen. Counts no step."""
         tokens, values = largest(logits)
-        self._refuse_unless_finite(values, "the logits")
+        draw.refuse_unless_finite(values.tolist(), draw.LOGITS, self.step)
         options = self.sampling
         if options.repetition_penalty != 1 or options.temperature > 0:
             scores = logits.float()
@@ -162,35 +179,38 @@ class Sampler:
                 tokens = torch.stack([self._draw(row, scores[row] / options.temperature) for row in range(self.rows)])
             else:
                 tokens, values = largest(scores)
-                self._refuse_unless_finite(values, "the logits after the repetition penalty")
-        if self._seen is not None:
-            self._seen.scatter_(1, tokens[:, None], True)
-        self.step += 1
-        return tokens
+                draw.refuse_unless_finite(values.tolist(), draw.PENALISED, self.step)
+        return draw.Choice(tokens, self.step)
+
+    def there(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None) -> draw.Choice:
+        """`choose` on a device: the same tokens, all rows at once, and nothing that the host would have to wait for."""
+        options, scores = self.sampling, logits.float()
+        tokens, values = draw.greedy(logits)
+        maxima, totals = [(draw.LOGITS, values)], None
+        if options.repetition_penalty != 1:
+            scores = draw.penalised(scores, self._mask(logits, seen), options.repetition_penalty)
+        if options.temperature > 0:
+            uniforms = to_device(torch.stack([self._uniform(row) for row in range(self.rows)]), logits.device)
+            tokens, totals = draw.drawn(scores / options.temperature, uniforms, options.top_k, options.top_p)
+        elif options.repetition_penalty != 1:
+            tokens, values = draw.greedy(scores)
+            maxima.append((draw.PENALISED, values))
+        return draw.Choice(tokens, self.step, maxima, totals, self._options())
 
     def _draw(self, row: int, scores: Tensor) -> Tensor:
         """One token id (int64 scalar) of `row` from scores [V] float32, by inverting the cumulative distribution."""
         ids, weights = survivors(scores, self.sampling.top_k, self.sampling.top_p)
         cumulative = weights.double().cumsum(0)
         total = cumulative[-1].item() if weights.numel() else math.nan
-        if not math.isfinite(total):
-            raise NumericError("penalty and temperature take the logits beyond float32", field=self._where(row),
-                               found=f"temperature {self.sampling.temperature}, "
-                               f"penalty {self.sampling.repetition_penalty}", hint="use temperature 0 for greedy")
-        uniform = torch.rand((), dtype=torch.float64, generator=self._generators[row]).item()
-        # uniform <= 1 - 2**-53, so the product rounds below total: some sum exceeds it, and the first has weight > 0.
-        return ids[torch.searchsorted(cumulative, uniform * total, right=True)]
+        draw.refuse_unless_drawn(total, row, self.step, self._options())
+        # A uniform is at most 1 - 2**-53, so the product rounds below total: some sum exceeds it, and the first has weight > 0.
+        return ids[torch.searchsorted(cumulative, self._uniform(row).item() * total, right=True)]
 
-    def _where(self, row: int) -> str:
-        return f"row {row}, step {self.step}"
+    def _uniform(self, row: int) -> Tensor:
+        return torch.rand((), dtype=torch.float64, generator=self._generators[row])
 
-    def _refuse_unless_finite(self, maxima: Tensor, what: str) -> None:
-        """Raise NumericError for the first row whose maximum, [B], is not finite."""
-        for row, value in enumerate(maxima.tolist()):
-            if not math.isfinite(value):
-                found = "nan" if math.isnan(value) else "+inf" if value > 0 else "only -inf"
-                raise NumericError(f"{what} are not finite", field=self._where(row), found=found,
-                                   expected="finite values, or -inf beside at least one finite value")
+    def _options(self) -> str:
+        return f"temperature {self.sampling.temperature}, penalty {self.sampling.repetition_penalty}"
 
     def _mask(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None) -> Tensor:
         """The bool mask [B, V] the penalty applies to: `seen` when given, else what this sampler observed."""

@@ -57,7 +57,7 @@ class Model:
         self.program = program
         with ThreadPoolExecutor(1) as beside:
             code = None if self.kept else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
-            self.weights = {name: tensor.to(self.device.torch) for name, tensor in artifact.load_weights(self.threads).items()}
+            self.weights = artifact.load_weights(self.threads, self.device.place)
             self.calls = code and code.result()
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self.by_region() if manifest["engine"] != "native" else self._whole()
@@ -117,11 +117,15 @@ class Model:
                              hint="finish one generation before the next, put the prompts into one batch, or load twice")
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool = False) -> torch.Tensor:
-        """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
+        """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary], where `ahead` on
+        the device."""
         return self.runner.extend(row, ids, start, every_row)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
+        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary], as by `extend`.
+
+        positions: on the host. The logits are valid until the next call.
+        """
         return self.runner.advance(tokens, positions)
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -132,7 +136,7 @@ class Model:
         self.take_cache()
         for number, ids in enumerate(input_ids.tolist()):
             self.check_ids(ids, number)
-            rows.append(self.extend(0, ids, 0, every_row=True).float())
+            rows.append(self.extend(0, ids, 0, every_row=True).float().cpu())
         return torch.cat(rows)
 
     def tokens_of(self, prompt: Prompt, raw: bool = False) -> list[int]:

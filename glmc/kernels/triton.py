@@ -30,6 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from glmc.errors import InternalError, UsageError
 from glmc.kernels import holding
+from glmc.kernels.cubin import Cubin
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
           torch.bool: "i1", torch.uint8: "u8"}
@@ -75,7 +76,9 @@ _NOTES: ContextVar[dict[Launch, None] | None] = ContextVar("notes", default=None
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
 Find = Callable[[str, str], tuple[Path, Path] | None]
 """(digest, name of the kernel) -> description and binary of a launch that was built ahead."""
-Opened = dict[Launch, CompiledKernel | None]
+Ready = Callable[[tuple[int, int, int], list[Any]], None]
+"""A kernel that was built ahead: started over a grid with the values of its parameters in order."""
+Opened = dict[Launch, Ready | None]
 _SEALED: ContextVar[tuple[Find, Opened] | None] = ContextVar("sealed", default=None)
 
 
@@ -118,14 +121,31 @@ def launch(kernel: JITFunction, grid: tuple[int, ...], *arguments: Any, warps: i
         kernel[grid](*arguments, num_warps=warps, num_stages=stages, **constants)
     else:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        ready[(*grid, 1, 1)[:3]](*(given[name] for name in kernel.arg_names))
+        across, down, deep = (*grid, 1, 1)[:3]
+        ready((across, down, deep), [given[name] for name in kernel.arg_names])
 
 
-def _opened(find: Find, opened: Opened, asked: Launch) -> CompiledKernel | None:
+def _opened(find: Find, opened: Opened, asked: Launch) -> Ready | None:
     if asked not in opened:
         files = find(asked.digest, asked.name)
-        opened[asked] = files and CompiledKernel(asked.source(), {f.name: str(f) for f in files}, asked.digest)
+        opened[asked] = files and _ready_from(asked, *files)
     return opened[asked]
+
+
+def _ready_from(asked: Launch, description: Path, binary: Path) -> Ready:
+    """A kernel from its files: on NVIDIA through the driver, on AMD by Triton's launcher, which a C compiler makes."""
+    if torch.version.hip:
+        kernel = CompiledKernel(asked.source(), {f.name: str(f) for f in (description, binary)}, asked.digest)
+        return lambda grid, values: kernel[grid](*values)
+    cubin = Cubin(binary, description, [kind for _, kind in asked.signature])
+    moving = [place for place, (_, kind) in enumerate(asked.signature) if kind != "constexpr"]
+
+    def start(grid: tuple[int, int, int], values: list[Any]) -> None:
+        taken = (values[place] for place in moving)
+        cubin(grid, torch.cuda.current_stream().cuda_stream,
+              [v.data_ptr() if isinstance(v, torch.Tensor) else v for v in taken])
+
+    return start
 
 
 def _asked(kernel: JITFunction, arguments: tuple, constants: dict[str, Any], warps: int, stages: int) -> Launch:
@@ -245,6 +265,8 @@ def build(asked: Launch, gpu: Gpu, cache_folder: Path) -> tuple[bytes, dict[str,
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(cache_folder)
         made = triton.compile(asked.source(), GPUTarget(*gpu), {"num_warps": asked.warps, "num_stages": asked.stages})
+    if any(getattr(made.metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")):
+        raise InternalError("a kernel wants scratch memory, which nobody gives it", field=asked.name)
     binary = made.asm["cubin" if gpu[0] == "cuda" else "hsaco"]
     described = {k: v for k, v in json.loads(json.dumps(made.metadata._asdict(), default=vars)).items()
                  if not (isinstance(v, str) and v.startswith("/")) and k != "extern_libs"}

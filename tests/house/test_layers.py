@@ -9,7 +9,8 @@ import pytest
 from house.source import PACKAGE_FOLDERS, imported, module_name, python_files, text, within
 
 EVERYWHERE = ("glmc.errors", "glmc.knobs")
-ARTIFACT = ("glmc.artifact", "glmc.artifact_linked", "glmc.artifact_weights", "glmc.artifact_write")
+ARTIFACT = ("glmc.artifact", "glmc.artifact_linked", "glmc.artifact_load", "glmc.artifact_weights",
+            "glmc.artifact_write")
 PUBLIC = ("glmc.plan", "glmc.compile", "glmc.load", "glmc.__version__")
 
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -35,15 +36,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.native": ("glmc.native", "glmc.program", "glmc.machine", "glmc.checkpoint.tensor_bytes"),
     "glmc.passes.prove_native": ("glmc.native", "glmc.program", "glmc.region", "glmc.checkpoint.tensor_bytes"),
     "glmc.passes.fusions": ("glmc.passes.declare", "glmc.passes.fusions"),
-    "glmc.passes": ("glmc.machine", "glmc.region", "glmc.graph", "glmc.program", "glmc.target", "glmc.kernels",
+    "glmc.passes": ("glmc.machine", "glmc.gpu", "glmc.region", "glmc.graph", "glmc.program", "glmc.target", "glmc.kernels",
                     "glmc.trace", "glmc.passes"),
-    "glmc.runtime": ("glmc.native", "glmc.region", "glmc.machine", "glmc.program", "glmc.artifact", "glmc.kernels",
+    "glmc.runtime": ("glmc.native", "glmc.region", "glmc.machine", "glmc.gpu", "glmc.program", "glmc.artifact", "glmc.kernels",
                      "glmc.target", "glmc.runtime"),
     "glmc.trail": (),
     "glmc.dynamo": ("glmc.trace", "glmc.passes"),
     "glmc.backend": ("glmc.dynamo", "glmc.sites", "glmc.passes", "glmc.ledger", "glmc.target", "glmc.trail"),
     "glmc.region": ("glmc.program", "glmc.kernels"),
     "glmc.machine": (),
+    "glmc.gpu": ("glmc.target",),
     "glmc.sites": ("glmc.passes", "glmc.ledger", "glmc.trace", "glmc.trail"),
     "glmc.survey": ("glmc.sites", "glmc.vision_parts", "glmc.dit_part", "glmc.parts", "glmc.axis_map", "glmc.trace",
                     "glmc.trail", "glmc.published", "glmc.families", "glmc.passes", "glmc.checkpoint", "glmc.program",

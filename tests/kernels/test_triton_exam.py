@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 import traced
-from triton.runtime import interpreter
+import within
 
 from glmc import kernels
 from glmc.errors import InternalError, UsageError
@@ -54,42 +54,7 @@ def test_every_load_and_store_stays_in_its_tensors(form, monkeypatch):
     fusion, pair, dtype, wide = form
     maths = traced.unseen(fusion, pair, 1)
     tensors = traced.tensors_of(maths, dtype, wide)
-    bounds, builder = [], interpreter.interpreter_builder
-    load, store, started = builder.create_masked_load, builder.create_masked_store, triton._interpreted
-    seen = [0]
-
-    def within(pointers, mask):
-        size = pointers.get_element_ty().primitive_bitwidth // 8
-        for place in pointers.data[mask.data.astype(bool)].ravel():
-            seen[0] += 1
-            assert any(low <= place and place + size <= high for low, high in bounds), f"{fusion.name} leaves its tensors"
-
-    def checked_load(ptrs, mask, *rest, **more):
-        within(ptrs, mask)
-        return load(ptrs, mask, *rest, **more)
-
-    def checked_store(ptrs, value, mask, *rest, **more):
-        within(ptrs, mask)
-        return store(ptrs, value, mask, *rest, **more)
-
-    class Noted:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def call(*arguments, **constants):
-                bounds[:] = [(t.untyped_storage().data_ptr(), t.untyped_storage().data_ptr() + t.untyped_storage().nbytes())
-                             for t in arguments if isinstance(t, torch.Tensor)]
-                self.kernel[grid](*arguments, **constants)
-
-            return call
-
-        def __call__(self, *arguments, **constants):
-            return self.kernel(*arguments, **constants)
-
-    monkeypatch.setattr(builder, "create_masked_load", checked_load)
-    monkeypatch.setattr(builder, "create_masked_store", checked_store)
-    monkeypatch.setattr(triton, "_interpreted", lambda kernel: Noted(started(kernel)))
+    seen = within.watch(monkeypatch)
     present, scalars = maths.present(0), maths.settings(0, dtype)
     given = dict(zip(present, tensors, strict=True))
     kernels.load(fusion.name, "triton").run(*(given.get(n) for n in maths.tensors), **scalars)

@@ -48,6 +48,16 @@ def test_partial_width_at_many_rows_is_as_exact_as_at_few(dtype, rows):
     assert float((made.double() - exact).abs().max() / exact.abs().max()) <= 2 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+@pytest.mark.parametrize(("outputs", "inputs"), [(27392, 4096), (4096, 13696), (130, 9000), (5, 33)])
+def test_products_with_few_rows(rows, outputs, inputs, dtype):
+    x, weight, bias = (torch.randn(*size).to(dtype) for size in ((rows, inputs), (outputs, inputs), (outputs,)))
+    made = kernels.load("linear", "triton").run(x.cuda(), weight.cuda(), bias.cuda()).cpu()
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    assert float((made.double() - exact).abs().max() / exact.abs().max()) <= torch.finfo(dtype).eps * (64 if rows > 16 else 16)
+
+
 def test_every_element_is_written():
     """Memory that the allocator hands out again is poisoned first: what a kernel leaves unwritten shows."""
     for name in ("rms_norm", "rope", "silu_mul", "split_qkv_norm_rope"):

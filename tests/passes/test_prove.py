@@ -9,7 +9,7 @@ import torch
 import traced
 from proving import CPU, captured, graph_of
 
-from glmc import kernels
+from glmc import gpu, kernels
 from glmc.errors import InternalError, NumericError
 from glmc.passes import declare, hostile
 from glmc.passes.declare import Maths
@@ -163,3 +163,26 @@ def test_a_kernel_must_be_finite_even_where_the_steps_are_off(monkeypatch):
     monkeypatch.setattr(module, "run", lambda gate, up: right(gate, up) + (0 if gate.abs().max() < 1e6 else float("nan")))
     with pytest.raises(NumericError, match=r"the kernel of silu_mul(.|\n)*huge entry"):
         prove([one], CPU)
+
+
+def test_where_the_gpu_is_here_kernels_are_proved_on_it(monkeypatch):
+    """With the CPU in its place: what a kernel writes into a cache must come back, or the proof would fail."""
+    pair = next(i for i, s in enumerate(declare.load("split_qkv_norm_rope").samples) if s.get("keys", 1) is not None)
+    many = [*captured("split_qkv_norm_rope", pair), *captured("attention")]
+    before = prove(many, CPU)
+    monkeypatch.setattr(gpu, "here", lambda target: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "model_of", lambda device: "a GPU")
+    for one, other in zip(prove(many, CPU), before, strict=True):
+        assert one.note == "on a GPU"
+        assert (one.kernel_error, one.rows) == (other.kernel_error, other.rows)
+
+
+def test_a_kernel_whose_writes_are_lost_on_the_way_is_refused(monkeypatch):
+    pair = next(i for i, s in enumerate(declare.load("split_qkv_norm_rope").samples) if s.get("keys", 1) is not None)
+    run = kernels.load("split_qkv_norm_rope", "cpu").run
+    monkeypatch.setattr(kernels.load("split_qkv_norm_rope", "cpu"), "run",
+                        lambda *tensors, **scalars: run(*(t if t is None else t.clone() for t in tensors), **scalars))
+    monkeypatch.setattr(gpu, "here", lambda target: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "model_of", lambda device: "a GPU")
+    with pytest.raises(NumericError, match="is not the equal"):
+        prove(captured("split_qkv_norm_rope", pair), CPU)

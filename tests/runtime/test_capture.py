@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glmc.runtime.capture import Decoder, again, bucket, graphs
+from glmc.runtime.capture import Decoder, Graphs, again, bucket
 
 
 @pytest.mark.parametrize(("slots", "most", "wanted"), [(1, 80, 2), (2, 80, 2), (3, 80, 4), (64, 80, 64),
@@ -17,11 +17,11 @@ def test_buckets(slots, most, wanted):
     assert bucket(slots, most) == wanted
 
 
-class Graphs:
+class Recorder:
     """A device that records as a GPU does: what ran while a graph was open runs again, on the memory of then."""
 
     def __init__(self):
-        self.open, self.replays, self.warm = None, 0, 0
+        self.open, self.replays, self.kept = None, 0, set()
         device = self
 
         class CUDAGraph:
@@ -30,6 +30,8 @@ class Graphs:
                 self.result.copy_(self.step())
 
         self.CUDAGraph, self.Stream = CUDAGraph, lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.graph_pool_handle = object
+        self.place: list[str] = []
 
     def current_stream(self):
         return SimpleNamespace(wait_stream=lambda other: None)
@@ -38,8 +40,16 @@ class Graphs:
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def graph(self, graph):
+    def device(self, place):
+        self.place.append(str(place))
+        yield
+        self.place.pop()
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream):
+        assert self.place == ["cpu"], "recorded on whichever device was the current one"
         self.open = graph
+        self.kept.add((pool, stream is not None))
         yield
         self.open = None
 
@@ -58,8 +68,8 @@ def run_on(device, calls):
 
 @pytest.mark.parametrize("kind", ["again", "graphs"])
 def test_every_step_sees_its_own_tokens_in_memory_that_stays(kind):
-    device, calls = Graphs(), []
-    decoder = Decoder(run_on(device, calls), again if kind == "again" else graphs(device), 80, torch.device("cpu"))
+    device, calls, cpu = Recorder(), [], torch.device("cpu")
+    decoder = Decoder(run_on(device, calls), again if kind == "again" else Graphs(device, cpu), 80, cpu)
     for token in range(1, 12):
         logits = decoder(torch.tensor([[token]]), torch.tensor([[token + 2]]))
         assert logits.tolist() == [[[token, token + 2, bucket(token + 3, 80)]]]
@@ -69,3 +79,4 @@ def test_every_step_sees_its_own_tokens_in_memory_that_stays(kind):
     assert set(decoder.recorded) == {(1, 4), (1, 8), (1, 16), (2, 8), (3, 8)}
     assert len({places[:2] for places in calls}) == len(decoder.recorded), "a step read memory of its own each time"
     assert device.replays == (13 if kind == "graphs" else 0)
+    assert len(device.kept) == (kind == "graphs"), "the recordings share one pool of memory"

@@ -1,5 +1,6 @@
 """Sampling keeps exactly the tokens transformers' processors keep, with their probabilities, and is reproducible."""
 
+import dataclasses
 import math
 
 import pytest
@@ -88,8 +89,14 @@ def test_top_p_cuts_ties_from_the_lowest_id():
     assert sorted(survivors(torch.zeros(4), 0, 0.5)[0].tolist()) == [2, 3]
 
 
+@pytest.fixture(params=["here", "there"])
+def place(request, monkeypatch):
+    """Both ways of choosing."""
+    monkeypatch.setattr(Sampler, "here", getattr(Sampler, request.param))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_greedy_takes_the_lowest_of_equal_maxima(dtype):
+def test_greedy_takes_the_lowest_of_equal_maxima(dtype, place):
     logits = torch.tensor([[0, 5, 5, 1], [-INF, -INF, -3, -3]], dtype=dtype)
     assert Sampler(Sampling(), 2)(logits).tolist() == [1, 2]
 
@@ -162,7 +169,7 @@ def test_seeds_repeat_and_fresh_ones_are_reported():
     ([0, NAN, 1], "nan"), ([NAN] * 3, "nan"), ([0, INF, 1], "+inf"), ([-INF, INF, 0], "+inf"), ([INF, NAN, 0], "nan"),
     ([-INF] * 3, "only -inf"), ([0, -INF, 1], None), ([-INF, -INF, -5], None),
 ])
-def test_non_finite_logits_are_refused_by_row_and_step(sampling, dtype, row, found):
+def test_non_finite_logits_are_refused_by_row_and_step(sampling, dtype, row, found, place):
     sampler = Sampler(sampling, 2)
     sampler(torch.zeros(2, 3, dtype=dtype))
     logits = torch.tensor([[0, 0, 0], row], dtype=dtype)
@@ -175,12 +182,54 @@ def test_non_finite_logits_are_refused_by_row_and_step(sampling, dtype, row, fou
     assert refusal.value.found == found
 
 
-def test_a_temperature_or_penalty_beyond_float32_is_refused():
+def test_a_temperature_or_penalty_beyond_float32_is_refused(place):
     for sampling in (Sampling(1e-300), Sampling(repetition_penalty=1e-300)):
         sampler = Sampler(sampling, 1)
         sampler.observe(0, [0])
         with pytest.raises(NumericError):
             sampler(torch.tensor([[1.0, 0.5]]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(sampling=st.one_of(samplings, st.builds(Sampling, repetition_penalty=st.floats(0.3, 3))), seed=st.integers(0, 2**31),
+       vocab=st.integers(1, 60), bf16=st.booleans(), grid=st.booleans())
+def test_a_device_chooses_what_the_host_would(sampling, seed, vocab, bf16, grid):
+    """The code for devices, here on CPU tensors: the same seeds, the same logits, the same tokens."""
+    sampling = dataclasses.replace(sampling, seed=seed)
+    logits = torch.randn(5, 3, vocab, generator=torch.Generator().manual_seed(seed)) * 5
+    logits = logits.round() if grid else logits
+    logits = logits.bfloat16() if bf16 else logits
+    here, there = Sampler(sampling, 3), Sampler(sampling, 3)
+    there.here = there.there
+    for sampler in (here, there):
+        sampler.observe(1, [0, 5])
+    for step in logits:
+        choice = there.choose(step)
+        assert here(step).tolist() == choice.ids() == choice.tokens.tolist()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(seed=1), Sampling(0.8, 50, 0.95, 1.1, seed=1), Sampling(1.0, top_p=0.9, seed=1)])
+def test_a_device_chooses_from_a_wide_vocabulary_what_the_host_would(sampling):
+    logits = torch.randn(4, 2, 151_552, generator=torch.Generator().manual_seed(3)) * 4
+    here, there = Sampler(sampling, 2), Sampler(sampling, 2)
+    there.here = there.there
+    assert [here(step).tolist() for step in logits] == [there(step).tolist() for step in logits]
+
+
+def test_a_device_is_asked_once_and_late(monkeypatch):
+    """Choosing asks for no value; `ids` is where the host waits, and where it learns what cannot be."""
+    sampler = Sampler(Sampling(0.7, 3, 0.9, 1.2, seed=2), 2)
+    sampler.here = sampler.there
+    asked = []
+    for name in ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: asked.append(name))
+    choice = sampler.choose(torch.tensor([[0.0, 1.0, 2.0, 3.0], [NAN, 1.0, 2.0, 3.0]]))
+    monkeypatch.undo()
+    assert not asked
+    assert 0 <= int(choice.tokens.min()) <= int(choice.tokens.max()) < 4, "a step can be begun with what was chosen of NaN"
+    with pytest.raises(NumericError, match="nan") as refusal:
+        choice.ids()
+    assert refusal.value.field == "row 1, step 0"
 
 
 @pytest.mark.parametrize(("field", "value"), [

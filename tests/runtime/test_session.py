@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -17,6 +18,7 @@ import glmc
 from glmc import machine
 from glmc.artifact import canonical, manifest_digest
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, NumericError, RequestOutOfBounds, UsageError
+from glmc.runtime.draw import Choice
 
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1}
 
@@ -104,6 +106,23 @@ def test_an_answer_that_fills_the_bound_ends_by_length(session, monkeypatch):
     assert long.token_ids == answer.token_ids
     assert short.token_ids == session.generate(ids[:4], max_new_tokens=20).token_ids
     assert (len(short.token_ids), short.finish_reason) == (20, "length")
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 4}])
+def test_a_device_that_runs_ahead_has_its_next_step_before_the_host_looks(session, monkeypatch, options):
+    (ids,) = models.prompts(131, 6)
+    wanted = session.generate(ids, max_new_tokens=6, **options).token_ids
+    monkeypatch.setattr(session, "device", dataclasses.replace(session.device, ahead=True))
+    done, ids_of, advance = [], Choice.ids, session.runner.advance
+    monkeypatch.setattr(Choice, "ids", lambda self: done.append("look") or ids_of(self))
+    monkeypatch.setattr(session.runner, "advance", lambda *given: done.append("step") or advance(*given))
+    assert session.generate(ids, max_new_tokens=6, **options).token_ids == wanted
+    assert done == ["look", "step", *["step", "look"] * 4, "look"], "the first token is not kept waiting, no step is in vain"
+    done.clear()
+    monkeypatch.setattr(session.text, "stop_ids", frozenset(wanted[3:4]))
+    answer = session.generate(ids, max_new_tokens=6, **options)
+    assert (answer.token_ids, answer.finish_reason) == (wanted[:wanted.index(wanted[3])], "stop")
+    assert done.count("step") <= len(answer.token_ids) + 1
 
 
 def test_the_pieces_of_a_stream_join_to_the_text(session):

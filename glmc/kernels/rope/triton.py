@@ -1,8 +1,9 @@
 """RoPE: several heads of one token a program; every load of a table is bounded by its lanes, not by the head's width.
 
-T tokens, H heads of D channels (HEADS of them a program), N lanes (LANES the power of two above), REST the power of two
-above the D - 2N channels that pass. Token t reads row t modulo the table's rows. With AXES the table has a row for each
-axis, AXIS_ROWS apart, and ONE and TWO hold a bit for each lane of the axes 1 and 2.
+T tokens, H heads of D channels (HEADS of them a program, WIDE the power of two above D), N lanes. A head is one tile: a channel
+is multiplied by its cosine, the other channel of its lane by its sine; where nothing turns they are 1 and 0. Token t reads row
+t modulo the table's rows. With AXES the table has a row for each axis, and ONE and TWO hold a bit for each lane of the axes 1
+and 2.
 """
 
 from __future__ import annotations
@@ -34,96 +35,75 @@ def axis_of(lane, ONE: tl.constexpr, TWO: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def angles(cos, sin, token, table_rows, N: tl.constexpr, LANES: tl.constexpr, AXES: tl.constexpr, ONE: tl.constexpr,
-           TWO: tl.constexpr):
-    """cos and sin of a token, [1, LANES] in float32."""
-    lane = tl.arange(0, LANES)[None, :]
+def angles(cos, sin, token, table_rows, N: tl.constexpr, WIDE: tl.constexpr, READ: tl.constexpr, AXES: tl.constexpr,
+           ONE: tl.constexpr, TWO: tl.constexpr):
+    """What each channel of a token's heads is multiplied by, and its partner, [1, WIDE] in float32: 1 and 0 where it passes."""
+    channel = tl.arange(0, WIDE)[None, :]
+    if READ == -1:
+        lane, later = channel // 2, channel % 2 == 1
+    else:
+        lane, later = tl.where(channel < N, channel, channel - N), channel >= N
+    turned = channel < 2 * N
     at = (token % table_rows) * N + lane
     if AXES:
-        at += axis_of(lane, ONE, TWO, LANES) * table_rows * N
-    return (tl.load(cos + at, mask=lane < N, other=0.0).to(tl.float32),
-            tl.load(sin + at, mask=lane < N, other=0.0).to(tl.float32))
+        at += axis_of(lane, ONE, TWO, WIDE) * table_rows * N
+    c = tl.load(cos + at, mask=turned, other=1.0).to(tl.float32)
+    s = tl.load(sin + at, mask=turned, other=0.0).to(tl.float32)
+    return c, tl.where(later, s, -s)
 
 
 @triton.jit
-def load_lanes(base, inside, N: tl.constexpr, LANES: tl.constexpr, HEADS: tl.constexpr, READ: tl.constexpr):
-    """Both channels of every lane of the heads at `base`, [HEADS, LANES] each, in float32."""
+def partners(own, base, inside, N: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, READ: tl.constexpr):
+    """The other channel of each channel's lane, for a tile `own` [ROWS, WIDE] that was loaded at `base`."""
     if READ == -1:
-        channel = tl.arange(0, 2 * LANES)[None, :]
-        both = tl.load(base + channel, mask=inside & (channel < 2 * N), other=0.0).to(tl.float32)
-        first, second = tl.split(tl.reshape(both, (HEADS, LANES, 2)))
+        first, second = tl.split(tl.reshape(own, (ROWS, WIDE // 2, 2)))
+        other = tl.reshape(tl.join(second, first), (ROWS, WIDE))
     else:
-        lane = tl.arange(0, LANES)[None, :]
-        good = inside & (lane < N)
-        first = tl.load(base + lane, mask=good, other=0.0).to(tl.float32)
-        second = tl.load(base + N + lane, mask=good, other=0.0).to(tl.float32)
-    return first, second
+        channel = tl.arange(0, WIDE)[None, :]
+        across = tl.where(channel < N, channel + N, channel - N)
+        other = tl.load(base + across, mask=inside & (channel < 2 * N), other=0.0).to(tl.float32)
+    return other
 
 
 @triton.jit
-def store_lanes(base, inside, first, second, N: tl.constexpr, LANES: tl.constexpr, HEADS: tl.constexpr, WRITE: tl.constexpr):
-    """Put both channels of every lane where WRITE says."""
-    if WRITE == -1:
-        channel = tl.arange(0, 2 * LANES)[None, :]
-        both = tl.reshape(tl.join(first, second), (HEADS, 2 * LANES))
-        tl.store(base + channel, both.to(base.dtype.element_ty), mask=inside & (channel < 2 * N))
-    else:
-        lane = tl.arange(0, LANES)[None, :]
-        good = inside & (lane < N)
-        tl.store(base + lane, first.to(base.dtype.element_ty), mask=good)
-        tl.store(base + N + lane, second.to(base.dtype.element_ty), mask=good)
-
-
-@triton.jit
-def lane_weights(weight, N: tl.constexpr, LANES: tl.constexpr, READ: tl.constexpr):
-    """A weight [D] for both channels of every lane, [1, LANES] each, in float32."""
-    lane = tl.arange(0, LANES)[None, :]
-    if READ == -1:
-        first = tl.load(weight + 2 * lane, mask=lane < N, other=0.0).to(tl.float32)
-        second = tl.load(weight + 2 * lane + 1, mask=lane < N, other=0.0).to(tl.float32)
-    else:
-        first = tl.load(weight + lane, mask=lane < N, other=0.0).to(tl.float32)
-        second = tl.load(weight + N + lane, mask=lane < N, other=0.0).to(tl.float32)
-    return first, second
-
-
-@triton.jit
-def turn(source, target, inside, cos, sin, weight, bias, eps, D: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr,
-         REST: tl.constexpr, HEADS: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr):
+def turn(source, target, inside, cos, sin, weight, bias, eps, D: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+         HEADS: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr):
     """Normalise the heads at `source` (with a weight), add a bias (with one), turn their lanes and store at `target`."""
-    first, second = load_lanes(source, inside, N, LANES, HEADS, READ)
-    if REST > 0:
-        channel = 2 * N + tl.arange(0, REST)[None, :]
-        passes = inside & (channel < D)
-        rest = tl.load(source + channel, mask=passes, other=0.0).to(tl.float32)
+    channel = tl.arange(0, WIDE)[None, :]
+    good = inside & (channel < D)
+    own = tl.load(source + channel, mask=good, other=0.0).to(tl.float32)
+    other = partners(own, source, inside, N, WIDE, HEADS, READ)
     if weight is not None:
-        squares = tl.sum(first * first + second * second, axis=1, keep_dims=True)
-        if REST > 0:
-            squares += tl.sum(rest * rest, axis=1, keep_dims=True)
-        scale = tl.rsqrt(squares / D + eps)
-        one, two = lane_weights(weight, N, LANES, READ)
-        first, second = first * scale * one, second * scale * two
-        if REST > 0:
-            rest = rest * scale * tl.load(weight + channel, mask=channel < D, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(own * own, axis=1, keep_dims=True) / D + eps)
+        each = tl.load(weight + channel, mask=channel < D, other=0.0).to(tl.float32)
+        own, other = own * scale * each, other * scale * partners(each, weight, True, N, WIDE, 1, READ)
     if bias is not None:
-        one, two = lane_weights(bias, N, LANES, READ)
-        first, second = first + one, second + two
-        if REST > 0:
-            rest = rest + tl.load(bias + channel, mask=channel < D, other=0.0).to(tl.float32)
-    store_lanes(target, inside, first * cos - second * sin, second * cos + first * sin, N, LANES, HEADS, WRITE)
-    if REST > 0:
-        tl.store(target + channel, rest.to(target.dtype.element_ty), mask=passes)
+        each = tl.load(bias + channel, mask=channel < D, other=0.0).to(tl.float32)
+        own, other = own + each, other + partners(each, bias, True, N, WIDE, 1, READ)
+    made = (own * cos + other * sin).to(target.dtype.element_ty)
+    if READ == WRITE:
+        tl.store(target + channel, made, mask=good)
+    elif READ == -1:
+        first, second = tl.split(tl.reshape(made, (HEADS, WIDE // 2, 2)))
+        lane = tl.arange(0, WIDE // 2)[None, :]
+        tl.store(target + lane, first, mask=inside & (lane < N))
+        tl.store(target + N + lane, second, mask=inside & (lane < N))
+        if D > 2 * N:
+            tl.store(target + channel, made, mask=good & (channel >= 2 * N))
+    else:
+        lane = tl.where(channel < N, channel, channel - N)
+        place = tl.where(channel < 2 * N, 2 * lane + (channel >= N).to(tl.int32), channel)
+        tl.store(target + place, made, mask=good)
 
 
 @triton.jit(do_not_specialize=["table_rows"])
 def rope_kernel(x, cos, sin, weight, y, table_rows, eps, TOKEN: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-                N: tl.constexpr, LANES: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, READ: tl.constexpr,
-                WRITE: tl.constexpr):
+                N: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    c, s = angles(cos, sin, token, table_rows, N, LANES, False, 0, 0)
+    c, s = angles(cos, sin, token, table_rows, N, WIDE, READ, False, 0, 0)
     turn(x + token * TOKEN + head * D, y + token * (H * D) + head * D, head < H, c, s, weight, None, eps,
-         D, N, LANES, REST, HEADS, READ, WRITE)
+         D, N, WIDE, HEADS, READ, WRITE)
 
 
 def tokens_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -154,9 +134,7 @@ def rows_in(table: torch.Tensor, axes: bool = False) -> int:
 
 def sizes(heads: int, width: int, lanes: int) -> dict[str, int]:
     """The constants of `turn` for heads of one kind."""
-    rest = width - 2 * lanes
-    return {"D": width, "N": lanes, "LANES": power(lanes), "REST": power(rest) if rest else 0,
-            "HEADS": min(power(heads), max(1, 2048 // power(width)))}
+    return {"D": width, "N": lanes, "WIDE": power(width), "HEADS": min(power(heads), max(1, 2048 // power(width)))}
 
 
 def start(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weight: torch.Tensor | None, eps: float, read: int,

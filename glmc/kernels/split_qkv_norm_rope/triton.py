@@ -1,4 +1,4 @@
-"""Packed QKV to attention's inputs in one launch: each program takes some heads of one token, all q, all k or all v.
+"""Packed QKV to attention's inputs in one launch: each program takes some heads of one token, all of q, or of both k and v.
 
 q's and k's heads are normalised where there are weights, and turned; k and v go to their slots where there is a cache.
 T tokens, S of them a row; the rest of the letters are those of `rope`.
@@ -25,38 +25,32 @@ def accepts(site) -> str | None:
 @triton.jit(do_not_specialize=["table_rows", "row_tokens"])
 def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias, slots, q, k, v, table_rows, row_tokens, eps,
                                TOKEN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
-                               LANES: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr,
-                               READ: tl.constexpr, WRITE: tl.constexpr, AXES: tl.constexpr, ONE: tl.constexpr,
-                               TWO: tl.constexpr, K_ROW: tl.constexpr, K_SLOT: tl.constexpr, V_ROW: tl.constexpr,
-                               V_SLOT: tl.constexpr):
+                               WIDE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, READ: tl.constexpr,
+                               WRITE: tl.constexpr, AXES: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr,
+                               K_ROW: tl.constexpr, K_SLOT: tl.constexpr, V_ROW: tl.constexpr, V_SLOT: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     packed = qkv + token * TOKEN
-    within = tl.arange(0, HEADS)[:, None]
     q_parts: tl.constexpr = (H + HEADS - 1) // HEADS
-    kv_parts: tl.constexpr = (KV + HEADS - 1) // HEADS
-    if slots is not None:
-        slot = tl.load(slots + token)
-        row = token // row_tokens
-        k_token, v_token = row * K_ROW + slot * K_SLOT, row * V_ROW + slot * V_SLOT
-    else:
-        k_token, v_token = token * (KV * D), token * (KV * D)
+    c, s = angles(cos, sin, token, table_rows, N, WIDE, READ, AXES, ONE, TWO)
     if part < q_parts:
-        head = part * HEADS + within
-        c, s = angles(cos, sin, token, table_rows, N, LANES, AXES, ONE, TWO)
+        head = part * HEADS + tl.arange(0, HEADS)[:, None]
         turn(packed + head * D, q + token * (H * D) + head * D, head < H, c, s, q_weight, q_bias, eps,
-             D, N, LANES, REST, HEADS, READ, WRITE)
-    elif part < q_parts + kv_parts:
-        head = (part - q_parts) * HEADS + within
-        c, s = angles(cos, sin, token, table_rows, N, LANES, AXES, ONE, TWO)
-        turn(packed + (H + head) * D, k + k_token + head * D, head < KV, c, s, k_weight, k_bias, eps,
-             D, N, LANES, REST, HEADS, READ, WRITE)
+             D, N, WIDE, HEADS, READ, WRITE)
     else:
-        head = (part - q_parts - kv_parts) * HEADS + within
+        if slots is not None:
+            slot = tl.load(slots + token)
+            row = token // row_tokens
+            k_token, v_token = row * K_ROW + slot * K_SLOT, row * V_ROW + slot * V_SLOT
+        else:
+            k_token, v_token = token * (KV * D), token * (KV * D)
+        own = (part - q_parts) * KV_HEADS + tl.arange(0, KV_HEADS)[:, None]
         channel = tl.arange(0, WIDE)[None, :]
-        inside = (head < KV) & (channel < D)
-        moved = tl.load(packed + (H + KV + head) * D + channel, mask=inside)
-        tl.store(v + v_token + head * D + channel, moved.to(v.dtype.element_ty), mask=inside)
+        inside = (own < KV) & (channel < D)
+        moved = tl.load(packed + (H + KV + own) * D + channel, mask=inside)
+        turn(packed + (H + own) * D, k + k_token + own * D, own < KV, c, s, k_weight, k_bias, eps,
+             D, N, WIDE, KV_HEADS, READ, WRITE)
+        tl.store(v + v_token + own * D + channel, moved.to(v.dtype.element_ty), mask=inside)
 
 
 def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch.Tensor | None = None,
@@ -83,8 +77,9 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
         strides = {"K_ROW": k.stride(0), "K_SLOT": k.stride(1), "V_ROW": v.stride(0), "V_SLOT": v.stride(1)}
     constants = sizes(heads, width, cos.shape[-1])
     each = constants["HEADS"]
-    launch(split_qkv_norm_rope_kernel, (packed.shape[0], blocks(heads, each) + 2 * blocks(kv_heads, each)), packed, cos, sin,
+    kv_each = min(power(kv_heads), each)
+    launch(split_qkv_norm_rope_kernel, (packed.shape[0], blocks(heads, each) + blocks(kv_heads, kv_each)), packed, cos, sin,
            q_weight, k_weight, q_bias, k_bias, slots, q, k, v, rows_in(cos, axes), lead[-1] if lead else 1, eps or 0.0,
-           TOKEN=distance, H=heads, KV=kv_heads, WIDE=power(width), READ=read, WRITE=write, AXES=axes, ONE=one, TWO=two,
-           **strides, **constants, warps=warps_for(each * power(width)))
+           TOKEN=distance, H=heads, KV=kv_heads, KV_HEADS=kv_each, READ=read, WRITE=write, AXES=axes,
+           ONE=one, TWO=two, **strides, **constants, warps=warps_for(each * power(width)))
     return q, k, v

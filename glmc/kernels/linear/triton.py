@@ -1,0 +1,123 @@
+"""A matrix times few rows of activations, each weight read once. Many rows: the library's product.
+
+R rows of I inputs, O outputs. A program owns BN outputs and walks the inputs in blocks of BK; where there would be too few
+programs, SPLIT of them share a row's inputs, SHARE each, and a second kernel adds their float32 sums in order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional
+
+from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
+
+FEW = 16
+"""Rows up to which a product reads weights rather than computes: one tile of the matrix unit."""
+_PROGRAMS = 264
+"""Programs that fill a device: two for each of 132 multiprocessors."""
+
+
+def accepts(site) -> str | None:
+    return None
+
+
+class Tile(NamedTuple):
+    """How a product is cut: outputs and inputs a block, programs that share the inputs, warps and stages of each."""
+
+    outputs: int
+    inputs: int
+    split: int
+    warps: int
+    stages: int
+
+
+def tile(rows: int, outputs: int, inputs: int, size: int) -> Tile:
+    """The cut for a matrix of so many outputs and inputs, `size` bytes each. Of rows only whether there is one matters."""
+    across, most, stages = (4, 2048 // size, 1) if rows == 1 else (64, 256 // size, 3)
+    along = min(max(power(inputs), 16), most)
+    split = min(blocks(_PROGRAMS, blocks(outputs, across)), max(inputs // (4 * along), 1))
+    return Tile(across, along, blocks(inputs, _share(inputs, along, split)), 4, stages)
+
+
+def _share(inputs: int, block: int, split: int) -> int:
+    """Inputs of each of `split` programs: whole blocks."""
+    return blocks(blocks(inputs, split), block) * block
+
+
+@triton.jit
+def linear_row_kernel(x, weight, bias, y, W_ROW: tl.constexpr, I: tl.constexpr, O: tl.constexpr, SPLIT: tl.constexpr,  # noqa: E741
+                      SHARE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    output, split = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
+    good = (output < O)[:, None]
+    matrix = weight + output.to(tl.int64)[:, None] * W_ROW
+    part = tl.zeros((BN, BK), tl.float32)
+    for start in range(split * SHARE, tl.minimum((split + 1) * SHARE, I), BK):
+        at = (start + tl.arange(0, BK))[None, :]
+        row = tl.load(x + at, mask=at < I, other=0.0).to(tl.float32)
+        part += tl.load(matrix + at, mask=good & (at < I), other=0.0).to(tl.float32) * row
+    total = tl.sum(part, axis=1)
+    if bias is not None:
+        total += tl.load(bias + output, mask=output < O, other=0.0).to(tl.float32)
+    tl.store(y + split * O + output, total.to(y.dtype.element_ty), mask=output < O)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def linear_rows_kernel(x, weight, bias, y, rows, X_ROW: tl.constexpr, W_ROW: tl.constexpr, I: tl.constexpr,  # noqa: E741
+                       O: tl.constexpr, SPLIT: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,  # noqa: E741
+                       BK: tl.constexpr):
+    output, split = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
+    row = tl.arange(0, ROWS)[None, :]
+    good = (output < O)[:, None]
+    matrix = weight + output.to(tl.int64)[:, None] * W_ROW
+    total = tl.zeros((BN, ROWS), tl.float32)
+    for start in range(split * SHARE, tl.minimum((split + 1) * SHARE, I), BK):
+        at = start + tl.arange(0, BK)
+        weights = tl.load(matrix + at[None, :], mask=good & (at < I)[None, :], other=0.0)
+        given = tl.load(x + row * X_ROW + at[:, None], mask=(row < rows) & (at < I)[:, None], other=0.0)
+        total = tl.dot(weights, given, total, input_precision="ieee")
+    if bias is not None:
+        total += tl.load(bias + output, mask=output < O, other=0.0).to(tl.float32)[:, None]
+    tl.store(y + (row * SPLIT + split) * O + output[:, None], total.to(y.dtype.element_ty), mask=(row < rows) & good)
+
+
+@triton.jit
+def add_parts_kernel(parts, bias, y, O: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: E741
+    row = tl.program_id(0)
+    output = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(SPLIT):
+        total += tl.load(parts + (row * SPLIT + split) * O + output, mask=output < O, other=0.0)
+    if bias is not None:
+        total += tl.load(bias + output, mask=output < O, other=0.0).to(tl.float32)
+    tl.store(y + row * O + output, total.to(y.dtype.element_ty), mask=output < O)
+
+
+def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., I], weight [O, I], bias [O] or None -> [..., O] in x's dtype."""
+    count = x.numel() // x.shape[-1]
+    if count > FEW:
+        return functional.linear(x, weight, bias)
+    outputs, inputs = weight.shape
+    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+    rows, stride = rows_of(x)
+    y = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device=x.device)
+    cut = tile(count, outputs, inputs, x.element_size())
+    whole = cut.split == 1
+    out = y if whole else torch.empty((count, cut.split, outputs), dtype=torch.float32, device=x.device)
+    grid, given = (blocks(outputs, cut.outputs), cut.split), bias if whole else None
+    sizes = {"W_ROW": weight.stride(0), "I": inputs, "O": outputs, "SPLIT": cut.split,
+             "SHARE": _share(inputs, cut.inputs, cut.split), "BN": cut.outputs, "BK": cut.inputs}
+    if count == 1:
+        launch(linear_row_kernel, grid, rows, weight, given, out, **sizes, warps=cut.warps, stages=cut.stages)
+    else:
+        launch(linear_rows_kernel, grid, rows, weight, given, out, count, X_ROW=stride, ROWS=FEW, **sizes, warps=cut.warps,
+               stages=cut.stages)
+    if not whole:
+        block = min(power(outputs), 1024)
+        launch(add_parts_kernel, (count, blocks(outputs, block)), out, bias, y, O=outputs, SPLIT=cut.split, BLOCK=block,
+               warps=warps_for(block))
+    return y
