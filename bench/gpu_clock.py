@@ -1,15 +1,13 @@
-"""How GPU benchmarks time: device graphs of many calls over several sets of data, replayed; and what the machine is."""
+"""How fast a GPU copies, in the device graphs of glmc.kernels.timing; and what the machine is."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-REPEATS = 15
-"""Replays of a graph that are timed; the first two are not kept."""
+from glmc.kernels.timing import microseconds
 
 
 def device() -> dict[str, Any]:
@@ -20,34 +18,6 @@ def device() -> dict[str, Any]:
     return {"gpu": found.name, "memory_bytes": found.total_memory, "multiprocessors": found.multi_processor_count,
             "l2_bytes": found.L2_cache_size, "driver": torch._C._cuda_getDriverVersion(), "cuda": torch.version.cuda,
             "triton": triton.__version__}
-
-
-def microseconds(calls: Sequence[Callable[[], Any]], repeats: int = REPEATS) -> list[float]:
-    """Microseconds a call of `calls`, one sample a replay of a graph that holds them all in turn.
-
-    Calls that read other memory each keep the cache from answering for them.
-    """
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for call in calls[:2]:
-            call()
-    torch.cuda.current_stream().wait_stream(aside)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    samples = []
-    for _ in range(repeats + 2):
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()
-        graph.replay()
-        after.record()
-        torch.cuda.synchronize()
-        samples.append(before.elapsed_time(after) * 1e3 / len(calls))
-    del graph
-    return samples[2:]
 
 
 def copy_bandwidth() -> dict[str, float]:

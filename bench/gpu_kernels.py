@@ -16,6 +16,7 @@ from measure import summary
 from report import Report, default_out
 
 from glmc import kernels
+from glmc.kernels.timing import microseconds
 from glmc.passes import declare
 
 SHARE, DECODE, NEVER = 0.85, 1.2, 1.0
@@ -88,7 +89,7 @@ def splits(tokens: int) -> Iterator[Case]:
 
 
 def timed(call: Callable[..., Any], case: Case, sets: list[list[torch.Tensor | None]]) -> list[float]:
-    return gpu_clock.microseconds([functools.partial(call, *given, **case.scalars) for given in sets])
+    return microseconds([functools.partial(call, *given, **case.scalars) for given in sets])
 
 
 def inductor(case: Case, sets: list[list[torch.Tensor | None]]) -> list[float]:

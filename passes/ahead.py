@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,47 @@ def build_all(regions: Iterable[Region], bounds: Bounds, gpu: triton.Gpu, folder
     done(n, of) is called when n kernels are built.
     """
     wanted, entries = launches(regions, bounds), []
-    ending = "cubin" if gpu[0] == "cuda" else "hsaco"
     for number, asked in enumerate(wanted, 1):
-        with tempfile.TemporaryDirectory(prefix="triton-", dir=folder) as scratch:
-            binary, described, used = triton.build(asked, gpu, Path(scratch))
-        name = f"{asked.name}-{asked.digest}"
-        yield _written(folder / f"{name}.{ending}", binary)
-        yield _written(folder / f"{name}.json", _json(described))
-        entries.append({**asked.facts(), "digest": asked.digest, "name": name, **used})
+        *made, used = _built(asked, gpu, folder)
+        yield from made
+        entries.append({**asked.facts(), "digest": asked.digest, "name": made[0].stem, **used})
         done(number, len(wanted))
     yield _written(folder / Path(KERNELS).name, _json({
-        "gpu": list(gpu), "binary": ending, "triton": triton.VERSION, "cuda": triton.assembler(gpu), "kernels": entries}))
+        "gpu": list(gpu), "binary": _ending(gpu), "triton": triton.VERSION, "cuda": triton.assembler(gpu), "kernels": entries}))
+
+
+class Built:
+    """Kernels as an artefact would hold them, for a GPU that is here: built ahead of a call, and started as they are."""
+
+    def __init__(self, gpu: triton.Gpu) -> None:
+        self._gpu, self._folder = gpu, tempfile.TemporaryDirectory(prefix="glmc-kernels-")
+        self._files: dict[str, tuple[Path, Path]] = {}
+        self._opened: triton.Opened = {}
+
+    @torch.no_grad()
+    def ahead(self, call: Callable[[], Any]) -> None:
+        """Build what `call`, whose tensors are on the meta device, would start and is not built yet."""
+        with triton.noted() as notes, torch.device("meta"):
+            call()
+        for asked in notes:
+            if asked.digest not in self._files:
+                self._files[asked.digest] = _built(asked, self._gpu, Path(self._folder.name))[:2]
+
+    def starting(self) -> AbstractContextManager:
+        """Meanwhile launches start what was built; what was not, Triton compiles as it comes."""
+        return triton.sealed(lambda digest, name: self._files.get(digest), self._opened)
+
+
+def _built(asked: triton.Launch, gpu: triton.Gpu, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """A launch built into `folder`: Triton's description, the binary, and what it uses."""
+    with tempfile.TemporaryDirectory(prefix="triton-", dir=folder) as scratch:
+        binary, described, used = triton.build(asked, gpu, Path(scratch))
+    name = f"{asked.name}-{asked.digest}"
+    return _written(folder / f"{name}.json", _json(described)), _written(folder / f"{name}.{_ending(gpu)}", binary), used
+
+
+def _ending(gpu: triton.Gpu) -> str:
+    return "cubin" if gpu[0] == "cuda" else "hsaco"
 
 
 def _written(path: Path, data: bytes) -> Path:

@@ -14,8 +14,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from glmc import gpu, kernels, knobs
-from glmc.kernels import timing
-from glmc.kernels.timing import Clock, Figure
+from glmc.kernels.timing import Clock, Figure, GpuClock
 from glmc.passes.declare import Maths, load
 from glmc.passes.emit import target_name
 from glmc.passes.faster import Bucket, Judge, Piece, Timing, buckets
@@ -23,28 +22,33 @@ from glmc.passes.hostile import concrete
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import Captured
 from glmc.passes.replay import Tensors
-from glmc.region import FACTORIES, resolve
+from glmc.region import FACTORIES, REPLACED, resolve
 from glmc.target import Target
 
 INDUCTOR_SECONDS = 60.0
 """What compiling and timing Inductor's code may take in all; pieces after that have no figure of it."""
 _INDUCTORS = {"glmc.grouped_mm": lambda x, weight, ends: functional.grouped_mm(x, weight, offs=ends)}
 """Steps that stand for one of torch's own -> that one, which Inductor knows."""
+_META = torch.device("meta")
 
 
-def runnable(graph: fx.Graph, machine: str, device: torch.device, others: dict[str, Callable] | None = None,
-             ) -> fx.GraphModule:
-    """Captured steps as engine `fx` runs them on a device. others: the name of a step -> what to call instead."""
+def runnable(graph: fx.Graph, call: Callable[[str], Callable], device: torch.device) -> fx.GraphModule:
+    """Captured steps as a module. call: the name of a step -> what it calls."""
     made = fx.Graph()
     made.output(made.graph_copy(graph, {}))
     for node in made.nodes:
         if node.op == "call_function":
             name = target_name(node)
-            node.target = (others or {}).get(name) or resolve(name, machine)
+            node.target = call(name)
             if name in FACTORIES:
                 node.kwargs = {**node.kwargs, "device": device}
         node.meta = {}
     return fx.GraphModule(nn.Module(), made)
+
+
+def as_engine_fx(machine: str) -> Callable[[str], Callable]:
+    """What engine `fx` calls for a step on a machine, by its name."""
+    return lambda name: resolve(REPLACED.get(machine, {}).get(name, name), machine)
 
 
 def inputs(captured: Captured, values: dict[Any, int], device: torch.device, seed: int) -> Tensors:
@@ -79,10 +83,13 @@ def _integers(name: str, maths: Maths, sizes: dict[str, list[int]], draw: torch.
 
 
 class Race:
-    """Times pieces for a target with a clock. backend: what compiles the steps, of torch.compile's."""
+    """Times pieces for a target with a clock. backend: what compiles the steps, of torch.compile's.
 
-    def __init__(self, target: Target, clock: Clock, backend: str = "inductor") -> None:
-        self._target, self._clock, self._backend = target, clock, backend
+    built: the kernels of a GPU, as an artefact would hold them; without it they run as the caller has arranged.
+    """
+
+    def __init__(self, target: Target, clock: Clock, backend: str = "inductor", built: Any = None) -> None:
+        self._target, self._clock, self._backend, self._built = target, clock, backend, built
         self._spent = 0.0
 
     def __call__(self, piece: Piece, bucket: Bucket, values: dict[Any, int]) -> Timing:
@@ -94,40 +101,69 @@ class Race:
         except torch.OutOfMemoryError:
             reasons["inputs"] = "they do not fit the free memory"
             drawn = []
-        for name, call in self._calls(piece, values).items() if drawn else ():
-            began = time.perf_counter()
-            if name == "inductor" and self._spent > INDUCTOR_SECONDS:
-                reasons[name] = f"compiling for it has taken {INDUCTOR_SECONDS:.0f} s already"
-                continue
+        meta = self._calls(piece, values, _META)
+        for name, call in self._calls(piece, values, self._clock.device).items() if drawn else ():
             try:
-                figures[name] = self._clock(call, drawn)
+                figures[name] = self._timed(call, drawn, meta[name])
             except Exception as fault:
                 reasons[name] = said(fault)
-            if name == "inductor":
-                self._spent += time.perf_counter() - began
+        if drawn and self._spent > INDUCTOR_SECONDS:
+            reasons["inductor"] = f"compiling for it has taken {INDUCTOR_SECONDS:.0f} s already"
+        elif drawn:
+            began = time.perf_counter()
+            try:
+                figures["inductor"] = self._clock(self._compiled(piece, values), drawn)
+            except Exception as fault:
+                reasons["inductor"] = said(fault)
+            self._spent += time.perf_counter() - began
         del drawn
         self._clock.recover()
         return Timing(bucket, figures, reasons)
+
+    def starts(self) -> str | None:
+        """Why no kernel of ours starts on the clock's device, None where one does."""
+        run = kernels.load("silu_mul", self._target.machine).run
+        gate = torch.ones((1, 16), device=self._clock.device)
+        try:
+            self._timed(lambda tensors: run(*tensors.values()), [{"gate": gate, "up": gate}],
+                        lambda tensors: run(*tensors.values()))
+        except Exception as fault:
+            return said(fault)
+        self._clock.recover()
+        return None
+
+    def _timed(self, call: Callable[[Tensors], Any], drawn: list[Tensors], meta: Callable[[Tensors], Any]) -> Figure:
+        """meta: the same call for tensors of the meta device."""
+        if self._built is None:
+            return self._clock(call, drawn)
+        self._built.ahead(lambda: meta({k: t.to(_META) for k, t in drawn[0].items()}))
+        with self._built.starting():
+            return self._clock(call, drawn)
 
     def _drawn(self, captured: Captured, values: dict[Any, int]) -> list[Tensors]:
         first = inputs(captured, values, self._clock.device, 0)
         size = sum(t.numel() * t.element_size() for t in first.values())
         return [first, *(inputs(captured, values, self._clock.device, n) for n in range(1, self._clock.sets(size)))]
 
-    def _calls(self, piece: Piece, values: dict[Any, int]) -> dict[str, Callable[[Tensors], Any]]:
-        captured, machine, device = piece.captured, self._target.machine, self._clock.device
-        names, kernel = load(captured.fusion).maths.tensors, kernels.load(captured.fusion, self._target.machine).run
+    def _calls(self, piece: Piece, values: dict[Any, int], device: torch.device) -> dict[str, Callable[[Tensors], Any]]:
+        """All contenders but Inductor."""
+        captured, machine = piece.captured, self._target.machine
+        names, kernel = load(captured.fusion).maths.tensors, kernels.load(captured.fusion, machine).run
         sizes = concrete(captured.sizes, values)
 
-        def steps(module: Callable) -> Callable[[Tensors], Any]:
+        def steps(graph: fx.Graph) -> Callable[[Tensors], Any]:
+            module = runnable(graph, as_engine_fx(machine), device)
             return lambda tensors: module(*tensors.values(), *sizes)
 
-        compiled = torch.compile(runnable(captured.graph, machine, device, _INDUCTORS), fullgraph=True, dynamic=False,
-                                 backend=self._backend)
         return {"ours": lambda tensors: kernel(*(tensors.get(n) for n in names), **captured.scalars),
-                "plain": steps(runnable(captured.graph, machine, device)),
-                **({} if piece.smaller is None else {"smaller": steps(runnable(piece.smaller, machine, device))}),
-                "inductor": steps(compiled)}
+                "plain": steps(captured.graph), **({} if piece.smaller is None else {"smaller": steps(piece.smaller)})}
+
+    def _compiled(self, piece: Piece, values: dict[Any, int]) -> Callable[[Tensors], Any]:
+        sizes = concrete(piece.captured.sizes, values)
+        module = runnable(piece.captured.graph, lambda name: _INDUCTORS.get(name) or resolve(name, self._target.machine),
+                          self._clock.device)
+        compiled = torch.compile(module, fullgraph=True, dynamic=False, backend=self._backend)
+        return lambda tensors: compiled(*tensors.values(), *sizes)
 
 
 def said(fault: Exception) -> str:
@@ -141,16 +177,12 @@ def judge_for(target: Target, bounds: Bounds, done: Callable[[int, int], None] =
     """What times fusions for a GPU that is here, or why none are timed."""
     if not knobs.get("GLMC_TIMING"):
         return "GLMC_TIMING=0"
-    if not torch.cuda.is_available():
-        return "torch sees no GPU here"
-    here = gpu.name_of(torch.cuda.current_device())
-    if here != target.name:
-        return f"the GPU here is {here}"
-    clock = timing.GpuClock(torch.cuda.current_device())
-    try:
-        gate = torch.ones((1, 16), device=clock.device)
-        kernels.load("silu_mul", target.machine).run(gate, gate)
-        clock.recover()
-    except Exception as fault:
-        return f"no kernel starts here: {said(fault)}"
-    return Judge(tuple(buckets(bounds)), Race(target, clock), done)
+    device = gpu.here(target)
+    if device is None:
+        there = sorted({gpu.name_of(n) for n in range(torch.cuda.device_count())})
+        return f"the GPU here is {', '.join(there)}" if there else "torch sees no GPU here"
+    from glmc.passes.ahead import Built
+
+    race = Race(target, GpuClock(device), built=Built(target.gpu))
+    fault = race.starts()
+    return f"no kernel starts here: {fault}" if fault else Judge(tuple(buckets(bounds)), race, done)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import glmc
-from glmc.gpu import name_of
+from glmc import gpu
 from glmc.kernels.timing import GpuClock
 from glmc.passes.faster import NOISE
 
@@ -20,7 +20,7 @@ def compiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLMC_TIMING", "1")
         out = tmp_path_factory.mktemp("out") / "x.glmc"
-        return config, model, glmc.compile(checkpoint, out, target=name_of(0), max_len=64, max_batch=2)
+        return config, model, glmc.compile(checkpoint, out, target=gpu.name_of(0), max_len=64, max_batch=2)
 
 
 def test_the_ledger_is_measured(compiled):
@@ -60,7 +60,7 @@ def test_it_starts_what_it_holds(compiled, recwarn):
 
 
 def test_the_clock_sees_what_is_twice_the_work():
-    clock = GpuClock()
+    clock = GpuClock(torch.device("cuda", 0))
     x = torch.randn(1 << 26, device="cuda")
     once, twice = clock(torch.sin, [x]), clock(lambda t: torch.sin(torch.sin(t)), [x])
     assert 1.7 <= twice.us / once.us <= 2.3
@@ -68,7 +68,7 @@ def test_the_clock_sees_what_is_twice_the_work():
 
 
 def test_a_call_that_cannot_be_recorded_is_a_fault_and_the_next_is_timed():
-    clock = GpuClock()
+    clock = GpuClock(torch.device("cuda", 0))
     x = torch.randn(1024, device="cuda")
     with pytest.raises(RuntimeError):
         clock(lambda t: t.sum().item(), [x])

@@ -10,6 +10,7 @@ import gc
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -58,11 +59,11 @@ class Clock(Protocol):
 
 
 class GpuClock:
-    """The clock of the GPU that torch calls `number`."""
+    """The clock of a GPU."""
 
-    def __init__(self, number: int = 0) -> None:
-        self.device = torch.device("cuda", number)
-        self._cache: int = torch.cuda.get_device_properties(number).L2_cache_size
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cache: int = torch.cuda.get_device_properties(device).L2_cache_size
 
     def sets(self, size: int) -> int:
         """As many as go `_PAST` the cache, at most `_MOST_SETS` and what half of the free memory holds, at least one."""
@@ -72,19 +73,10 @@ class GpuClock:
     def __call__(self, call: Callable[[Any], Any], inputs: Sequence[Any]) -> Figure:
         """The time of `call` on the device, without what starting it from Python costs; whatever it raises passes."""
         with torch.cuda.device(self.device), torch.no_grad():
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                call(inputs[0])  # compiles what has to be
-                rough = _between(lambda: call(inputs[-1]))
+            call(inputs[0])  # compiles what has to be
+            rough = _between(lambda: call(inputs[-1]))
             count = max(len(inputs), min(_MOST_CALLS, int(_GRAPH_US / rough)))
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                for number in range(count):
-                    call(inputs[number % len(inputs)])
-            graph.replay()
-            return figure([_between(graph.replay, before=graph.replay) / count for _ in range(_REPEATS)])
+            return figure(microseconds([partial(call, inputs[n % len(inputs)]) for n in range(count)]))
 
     def recover(self) -> None:
         """Give back the memory of what was timed. Raises RuntimeError where the device is lost after a fault."""
@@ -92,6 +84,25 @@ class GpuClock:
         if torch.cuda.memory_allocated(self.device) > _LEFT:
             gc.collect()
         torch.cuda.empty_cache()
+
+
+def microseconds(calls: Sequence[Callable[[], Any]], repeats: int = _REPEATS) -> list[float]:
+    """Microseconds a call of `calls`; one sample a replay of a graph that holds them all in turn.
+
+    Calls that read other memory each keep the device's cache from answering for them.
+    """
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for call in calls[:2]:
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    return [_between(graph.replay, before=graph.replay) / len(calls) for _ in range(repeats)]
 
 
 def _between(work: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import proving
 import pytest
 import racing
@@ -9,8 +12,9 @@ import torch
 import traced
 
 from glmc import gpu, kernels
-from glmc.kernels import timing
+from glmc.kernels import timing, triton
 from glmc.passes import contenders, declare
+from glmc.passes.ahead import Built
 from glmc.passes.contenders import Race, inputs, judge_for, said
 from glmc.passes.faster import Bucket, Piece
 from glmc.passes.hostile import assign
@@ -36,12 +40,12 @@ def piece_of(name):
     return Piece(captured, None), assign(captured.shapes, captured.outputs, "odd", captured.scalars.get("top", 0))
 
 
-def raced(name, target="fx", clock=None, backend="eager"):
+def raced(name, target="fx", clock=None, backend="eager", built=None):
     piece, values = piece_of(name)
     machine = named(target)
     clock = clock or racing.Wall()
     with kernels.checking(machine.machine):
-        return Race(machine, clock, backend)(piece, BUCKET, values), clock
+        return Race(machine, clock, backend, built)(piece, BUCKET, values), clock
 
 
 def same(one, other):
@@ -162,12 +166,46 @@ def test_the_median_and_the_quartiles():
 GPU = named("cuda:sm_90")
 
 
+class Noting:
+    """In the place of built kernels: the names of those that would be."""
+
+    def __init__(self):
+        self.names = []
+
+    def ahead(self, call):
+        with triton.noted() as notes, torch.device("meta"):
+            call()
+        self.names.append({asked.name for asked in notes})
+
+    def starting(self):
+        return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("name", [name for name, target in BOTH if target == GPU.name])
+def test_what_a_contender_starts_is_known_before_it_is_timed(name):
+    built = Noting()
+    made, _ = raced(name, GPU.name, built=built)
+    assert made.reasons == {}
+    ours, plain = built.names
+    assert ours or name in ("attention", "latent_attention"), "many new tokens are torch's"
+    assert {k for k in plain if not k.startswith("linear")} == ({"grouped_mm_kernel"} if name == "moe_experts" else set())
+
+
+def test_kernels_are_timed_as_an_artefact_holds_them():
+    built = Built(GPU.gpu)
+    made, _ = raced("rms_norm", GPU.name, built=built)
+    assert set(made.figures) == {"ours", "plain", "inductor"}
+    ((description, binary),) = built._files.values()
+    assert binary.read_bytes()[:4] == b"\x7fELF"
+    assert json.loads(description.read_text())["name"] == "rms_norm_kernel"
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """GLMC_TIMING as it is by default, and a GPU that torch believes in."""
     monkeypatch.delenv("GLMC_TIMING", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(gpu, "name_of", lambda number: GPU.name)
 
 
@@ -178,6 +216,7 @@ def test_the_knob_switches_it_off(asked, monkeypatch):
 
 def test_without_a_gpu_there_is_no_judge(asked, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert judge_for(GPU, Bounds(1, 8)) == "torch sees no GPU here"
 
 
@@ -187,17 +226,17 @@ def test_another_gpu_than_the_targets_times_nothing(asked, name):
 
 
 class Device(racing.Wall):
-    def __init__(self, number):
+    def __init__(self, device):
         super().__init__()
 
 
 def test_a_gpu_on_which_no_kernel_starts_times_nothing(asked, monkeypatch):
-    monkeypatch.setattr(timing, "GpuClock", Device)
+    monkeypatch.setattr(contenders, "GpuClock", Device)
     assert judge_for(GPU, Bounds(1, 8)).startswith("no kernel starts here: UsageError: a Triton kernel runs on a GPU")
 
 
 def test_the_gpu_of_the_target_is_asked(asked, monkeypatch):
-    monkeypatch.setattr(timing, "GpuClock", Device)
+    monkeypatch.setattr(contenders, "GpuClock", Device)
     with kernels.checking("triton"):
         judge = judge_for(GPU, Bounds(2, 8))
     assert [b.name for b in judge.buckets] == ["decode, 1 row", "decode, 2 rows", "prefill, 8 tokens"]

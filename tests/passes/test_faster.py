@@ -10,7 +10,7 @@ from proving import graph_of
 
 from glmc.passes import declare
 from glmc.passes.choose import choose
-from glmc.passes.contenders import runnable
+from glmc.passes.contenders import as_engine_fx, runnable
 from glmc.passes.faster import WON_BACK, buckets, notes, refusal, settle
 from glmc.passes.lower import Bounds
 from glmc.target import named
@@ -109,7 +109,7 @@ def test_what_runs_in_the_place_of_a_site_gives_its_numbers(overlapping):
     _, (piece,), _ = settled(overlapping, lambda fusion, bucket: racing.FAST)
     assert {str(n.target) for n in piece.smaller.nodes} >= {"glmc.rms_norm", "glmc.rope"}
     given = [torch.randn([int(s) for s in shape]) for _, shape in piece.captured.shapes.values()]
-    smaller, plain = (runnable(graph, "cpu", torch.device("cpu"))(*given)
+    smaller, plain = (runnable(graph, as_engine_fx("cpu"), torch.device("cpu"))(*given)
                       for graph in (piece.smaller, piece.captured.graph))
     torch.testing.assert_close(smaller, plain)
 
