@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 
 from glmc.kernels.timing import microseconds
 
 
 def device() -> dict[str, Any]:
     """The GPU, its driver and the versions of what compiles for it."""
-    import triton
-
     found = torch.cuda.get_device_properties(0)
     return {"gpu": found.name, "memory_bytes": found.total_memory, "multiprocessors": found.multi_processor_count,
             "l2_bytes": found.L2_cache_size, "driver": torch._C._cuda_getDriverVersion(), "cuda": torch.version.cuda,
             "triton": triton.__version__}
 
 
+@triton.jit
+def copy_kernel(source, target, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + at, tl.load(source + at))
+
+
 def copy_bandwidth() -> dict[str, float]:
-    """Bytes a second, read and written, that torch's copy moves on the device, by the size of a copy in bytes.
+    """Bytes a second, read and written, that a copy moves on the device: torch's, and a plain kernel's, by bytes of a copy.
 
     Several buffers take turns, so that neither cache nor one address decides.
     """
@@ -29,6 +36,8 @@ def copy_bandwidth() -> dict[str, float]:
     for size in (1 << 26, 1 << 28, 1 << 30):
         buffers = [(torch.empty(size, dtype=torch.uint8, device="cuda").random_(), torch.empty(size, dtype=torch.uint8,
                                                                                             device="cuda")) for _ in range(6)]
-        samples = microseconds([lambda a=a, b=b: b.copy_(a) for a, b in buffers])
-        found[str(size)] = 2 * size / statistics.median(samples) * 1e6
+        ways = {"torch": lambda a, b: b.copy_(a), "kernel": lambda a, b, size=size: copy_kernel[(size // 16384,)](a, b, BLOCK=16384)}
+        for name, way in ways.items():
+            samples = microseconds([functools.partial(way, a, b) for a, b in buffers])
+            found[f"{name} {size}"] = 2 * size / statistics.median(samples) * 1e6
     return found

@@ -36,11 +36,20 @@ class Tile(NamedTuple):
 
 
 def tile(rows: int, outputs: int, inputs: int, size: int) -> Tile:
-    """The cut for a matrix of so many outputs and inputs, `size` bytes each. Of rows only whether there is one matters."""
-    across, most, stages = (4, 2048 // size, 1) if rows == 1 else (64, 256 // size, 3)
-    along = min(max(power(inputs), 16), most)
+    """The cut for a matrix of so many outputs and inputs, `size` bytes each. Of rows only whether there is one matters.
+
+    As measured on an H200: one row wants an output a program, read in the largest blocks that leave nothing over, and few
+    warps where something is left; several rows want a tile of the matrix unit, many loads ahead.
+    """
+    if rows == 1:
+        whole = power(inputs) == inputs and inputs * size <= 8192
+        along = inputs if whole else next((n for n in (2048, 1024) if inputs % (2 * n // size) == 0), 512) * 2 // size
+        across, warps, stages = 1, max(along * size // 1024, 1), 1
+    else:
+        across, along, warps, stages = 64, 256 // size, 4, 4
+    along = min(max(power(inputs), 16), along)
     split = min(blocks(_PROGRAMS, blocks(outputs, across)), max(inputs // (4 * along), 1))
-    return Tile(across, along, blocks(inputs, _share(inputs, along, split)), 4, stages)
+    return Tile(across, along, blocks(inputs, _share(inputs, along, split)), min(warps, 8), stages)
 
 
 def _share(inputs: int, block: int, split: int) -> int:
