@@ -36,7 +36,8 @@ def copy_bandwidth() -> dict[str, float]:
     for size in (1 << 26, 1 << 28, 1 << 30):
         buffers = [(torch.empty(size, dtype=torch.uint8, device="cuda").random_(), torch.empty(size, dtype=torch.uint8,
                                                                                             device="cuda")) for _ in range(6)]
-        ways = {"torch": lambda a, b: b.copy_(a), "kernel": lambda a, b, size=size: copy_kernel[(size // 16384,)](a, b, BLOCK=16384)}
+        ways = {"torch": lambda a, b: b.copy_(a),
+                "kernel": lambda a, b: copy_kernel[(a.numel() // 16384,)](a, b, BLOCK=16384)}
         for name, way in ways.items():
             samples = microseconds([functools.partial(way, a, b) for a, b in buffers])
             found[f"{name} {size}"] = 2 * size / statistics.median(samples) * 1e6
