@@ -1,9 +1,10 @@
 """Attention over the cache, with softmax as the slots come: the products' sums, maxima and weights are float32.
 
-One new token: split over the context; every split keeps its own maximum and sum, a second kernel joins them. A block of slots
-of which nobody sees any is not read. Many new tokens: a block of TOKENS of one head a program; how far each token sees is
+One new token: split over the context; every split keeps its own maximum and sum, a second kernel joins them. A slot that is
+not seen is not read. Many new tokens: a block of TOKENS of one head a program; how far each token sees is
 found first, so that a program reads the slots that all of its tokens see without asking, and nothing behind the last.
 
+Distances that differ from call to call are counted in EVEN elements, which tells the compiler how they are aligned.
 B rows, H query heads over KV key heads (GROUP of them each, QUERIES the rows of the matrix unit that they fill), D channels
 (WIDE the power of two above), V of a value (VALUES), L slots in steps of SLOTS.
 """
@@ -22,12 +23,46 @@ from glmc.kernels.triton import blocks, launch, power
 
 WIDEST = 512
 """Channels of a head that one program still holds."""
-_SPLITS = 64
-"""The most pieces that a context is split into."""
+_SPLITS, _PROGRAMS = 128, 528
+"""The most pieces that a context is split into, and programs that fill a device: four for each of 132 multiprocessors."""
 
 
 def accepts(site) -> str | None:
     return too_wide("a head", max(site["query"][1][-1], site["value"][1][-1]), WIDEST)
+
+
+@triton.jit
+def tile_at(base, down, across, good, DOWN: tl.constexpr, HAS: tl.constexpr, HOLDS: tl.constexpr):
+    """Load base[down * DOWN + across], across [HOLDS] of which HAS are there. good: which of `down` are, None for all."""
+    places = base + down[:, None] * DOWN + across[None, :]
+    if good is None:
+        if HAS == HOLDS:
+            loaded = tl.load(places)
+        else:
+            loaded = tl.load(places, mask=(across < HAS)[None, :], other=0.0)
+    else:
+        loaded = tl.load(places, mask=good[:, None] & (across < HAS)[None, :], other=0.0)
+    return loaded
+
+
+@triton.jit
+def look(q, keys, values, seen, good, top, total, mixed, scale, K_SLOT: tl.constexpr, V_SLOT: tl.constexpr, D: tl.constexpr,
+         WIDE: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr, SLOTS: tl.constexpr):
+    """Take SLOTS slots from `keys` and `values` on into the running maximum, sum and mixture.
+
+    seen: which token sees which, and good: which slots are there; None where all do.
+    """
+    slot = tl.arange(0, SLOTS)
+    k = tile_at(keys, slot, tl.arange(0, WIDE), good, K_SLOT, D, WIDE)
+    score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if seen is not None:
+        score = tl.where(seen, score, float("-inf"))
+    higher = tl.maximum(top, tl.max(score, axis=1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen so far
+    weight, kept = tl.exp(score - base[:, None]), tl.exp(top - base)
+    v = tile_at(values, slot, tl.arange(0, VALUES), good, V_SLOT, V, VALUES)
+    mixed = tl.dot(weight.to(v.dtype), v, mixed * kept[:, None], input_precision="ieee")
+    return higher, total * kept + tl.sum(weight, axis=1), mixed
 
 
 @triton.jit(do_not_specialize=["slots", "share", "splits"])
@@ -45,22 +80,12 @@ def attention_kernel(query, key, value, visible, parts, sums, tops, slots, share
     total, mixed = tl.zeros((QUERIES,), tl.float32), tl.zeros((QUERIES, VALUES), tl.float32)
     end = tl.minimum((split + 1) * share, slots)
     for start in range(split * share, end, SLOTS):
-        slot = start + tl.arange(0, SLOTS)
+        far, slot = tl.cast(start, tl.int64), start + tl.arange(0, SLOTS)
         seen = slot < end
         if visible is not None:
             seen = seen & (tl.load(visible + row * slots + slot, mask=seen, other=0) != 0)
-        if tl.max(seen.to(tl.int32), axis=0) > 0:
-            far = slot.to(tl.int64)
-            k = tl.load(keys + far[None, :] * K_SLOT + channel[:, None], mask=seen[None, :] & (channel < D)[:, None], other=0.0)
-            score = tl.dot(q, k, input_precision="ieee") * scale
-            score = tl.where(seen[None, :], score, float("-inf"))
-            higher = tl.maximum(top, tl.max(score, axis=1))
-            weight = tl.exp(score - higher[:, None])
-            kept = tl.exp(top - higher)
-            v = tl.load(values + far[:, None] * V_SLOT + out[None, :], mask=seen[:, None] & (out < V)[None, :], other=0.0)
-            mixed = mixed * kept[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
-            total = total * kept + tl.sum(weight, axis=1)
-            top = higher
+        top, total, mixed = look(q, keys + far * K_SLOT, values + far * V_SLOT, seen[None, :], seen, top, total, mixed, scale,
+                                 K_SLOT, V_SLOT, D, WIDE, V, VALUES, SLOTS)
     at = ((row * KV + head) * GROUP + member) * splits + split
     tl.store(sums + at, total, mask=member < GROUP)
     tl.store(tops + at, top, mask=member < GROUP)
@@ -105,54 +130,18 @@ def reach_kernel(visible, full, end, slots, SLOTS: tl.constexpr):
     tl.store(end + token, tl.max(last, axis=0))
 
 
-@triton.jit
-def tile_at(base, down, across, good, DOWN: tl.constexpr, HAS: tl.constexpr, HOLDS: tl.constexpr):
-    """Load base[down * DOWN + across], across [HOLDS] of which HAS are there. good: which of `down` are, None for all."""
-    places = base + down[:, None] * DOWN + across[None, :]
-    if good is None:
-        if HAS == HOLDS:
-            loaded = tl.load(places)
-        else:
-            loaded = tl.load(places, mask=(across < HAS)[None, :], other=0.0)
-    else:
-        loaded = tl.load(places, mask=good[:, None] & (across < HAS)[None, :], other=0.0)
-    return loaded
-
-
-@triton.jit
-def look(q, keys, values, seen, good, top, total, mixed, scale, K_SLOT: tl.constexpr, V_SLOT: tl.constexpr, D: tl.constexpr,
-         WIDE: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr, SLOTS: tl.constexpr):
-    """Take SLOTS slots from `keys` and `values` on into the running maximum, sum and mixture.
-
-    seen: which token sees which, and good: which slots are there; None where all do.
-    """
-    slot = tl.arange(0, SLOTS)
-    k = tile_at(keys, slot, tl.arange(0, WIDE), good, K_SLOT, D, WIDE)
-    score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    if seen is not None:
-        score = tl.where(seen, score, float("-inf"))
-    higher = tl.maximum(top, tl.max(score, axis=1))
-    base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen so far
-    weight, kept = tl.exp(score - base[:, None]), tl.exp(top - base)
-    v = tile_at(values, slot, tl.arange(0, VALUES), good, V_SLOT, V, VALUES)
-    mixed = tl.dot(weight.to(v.dtype), v, mixed * kept[:, None], input_precision="ieee")
-    return higher, total * kept + tl.sum(weight, axis=1), mixed
-
-
 @triton.jit(do_not_specialize=["tokens", "slots", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head"])
 def prompt_kernel(query, key, value, visible, full, end, y, tokens, slots, q_row, q_head, k_row, k_head, v_row, v_head, scale,
                   Q_TOKEN: tl.constexpr, K_SLOT: tl.constexpr, V_SLOT: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr,
                   D: tl.constexpr, WIDE: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr, TOKENS: tl.constexpr,
                   SLOTS: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr):
-    q_row, q_head = tl.multiple_of(q_row, EVEN), tl.multiple_of(q_head, EVEN)
-    k_row, k_head = tl.multiple_of(k_row, EVEN), tl.multiple_of(k_head, EVEN)
-    v_row, v_head = tl.multiple_of(v_row, EVEN), tl.multiple_of(v_head, EVEN)
     row, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     token = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS + tl.arange(0, TOKENS)  # those that see most come first
     channel, out, slot, there = tl.arange(0, WIDE), tl.arange(0, VALUES), tl.arange(0, TAIL), token < tokens
-    asked = query + row * q_row + head * q_head + token.to(tl.int64)[:, None] * Q_TOKEN + channel[None, :]
+    asked = query + (row * q_row + head * q_head) * EVEN + token.to(tl.int64)[:, None] * Q_TOKEN + channel[None, :]
     q = tl.load(asked, mask=there[:, None] & (channel < D)[None, :], other=0.0)
-    keys, values = key + row * k_row + (head // GROUP) * k_head, value + row * v_row + (head // GROUP) * v_head
+    own = head // GROUP
+    keys, values = key + (row * k_row + own * k_head) * EVEN, value + (row * v_row + own * v_head) * EVEN
     top = tl.full((TOKENS,), float("-inf"), tl.float32)
     total, mixed = tl.zeros((TOKENS,), tl.float32), tl.zeros((TOKENS, VALUES), tl.float32)
     sure, last = slots // SLOTS * SLOTS, slots
@@ -199,8 +188,8 @@ def tile(width: int, exact: bool) -> Tile:
     if exact:
         return Tile(32 if width <= 512 else 16, 16, 16, 8, 1)
     if width <= 256:
-        return Tile(64, 32, 16, 4, 2) if width <= 128 else Tile(64, 64, 32, 8, 2)
-    return Tile(32, 32, 16, 8, 2) if width <= 512 else Tile(32, 16, 16, 8, 2)
+        return Tile(64, 32, 16, 4, 2) if width <= 128 else Tile(128, 64, 16, 8, 2)
+    return Tile(64, 32, 16, 8, 2) if width <= 512 else Tile(32, 16, 16, 8, 2)
 
 
 def _sizes(query: torch.Tensor, value: torch.Tensor) -> dict[str, int]:
@@ -214,15 +203,16 @@ def _prompt(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible
     sizes = _sizes(query, value)
     cut = tile(query.element_size() * max(sizes["WIDE"], sizes["VALUES"]), query.dtype is torch.float32)
     apart = [t.stride(dim) for t in (query, key, value) for dim in (0, 1)]
+    even = math.gcd(16, *apart)
     full = end = None
     if visible is not None:
         full, end = (torch.empty((rows, tokens), dtype=torch.int32, device=query.device) for _ in range(2))
         launch(reach_kernel, (rows * tokens,), visible, full, end, slots, SLOTS=1024, warps=4)
     y = torch.empty((rows, heads, tokens, wide), dtype=query.dtype, device=query.device)
     launch(prompt_kernel, (rows * heads, blocks(tokens, cut.tokens)), query, key, value, visible, full, end, y, tokens, slots,
-           *apart, scale, **sizes, Q_TOKEN=query.stride(2), K_SLOT=key.stride(2), V_SLOT=value.stride(2), H=heads,
-           GROUP=heads // key.shape[1], TOKENS=cut.tokens, SLOTS=cut.slots, TAIL=cut.tail, EVEN=math.gcd(16, *apart),
-           warps=cut.warps, stages=cut.stages)
+           *(distance // even for distance in apart), scale, **sizes, Q_TOKEN=query.stride(2), K_SLOT=key.stride(2),
+           V_SLOT=value.stride(2), H=heads, GROUP=heads // key.shape[1], TOKENS=cut.tokens, SLOTS=cut.slots, TAIL=cut.tail,
+           EVEN=even, warps=cut.warps, stages=cut.stages)
     return y
 
 
@@ -230,12 +220,14 @@ def _one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visi
                ) -> torch.Tensor:
     rows, heads = query.shape[:2]
     kv, slots, wide = key.shape[1], key.shape[2], value.shape[3]
-    splits = min(max(blocks(slots, 256), 1), _SPLITS)
-    share = blocks(blocks(slots, splits), 64) * 64
+    exact = query.dtype is torch.float32
+    share = blocks(blocks(slots, min(blocks(_PROGRAMS, rows * kv), _SPLITS)), 64) * 64
+    splits = blocks(slots, share)
     parts = torch.empty((rows * heads, splits, wide), dtype=torch.float32, device=query.device)
     sums, tops = (torch.empty((rows * heads, splits), dtype=torch.float32, device=query.device) for _ in range(2))
     launch(attention_kernel, (rows * kv, splits), query, key, value, visible, parts, sums, tops, slots, share, splits, scale,
            **_sizes(query, value), Q_ROW=query.stride(0), Q_HEAD=query.stride(1), K_ROW=key.stride(0), K_HEAD=key.stride(1),
            K_SLOT=key.stride(2), V_ROW=value.stride(0), V_HEAD=value.stride(1), V_SLOT=value.stride(2), KV=kv,
-           GROUP=heads // kv, QUERIES=max(power(heads // kv), 16), SLOTS=64, warps=4)
+           GROUP=heads // kv, QUERIES=max(power(heads // kv), 16), SLOTS=16 if exact else 32, warps=8 if exact else 4,
+           stages=2 if exact else 3)
     return joined(parts, sums, tops, _SPLITS, query.dtype).view(rows, heads, 1, wide)

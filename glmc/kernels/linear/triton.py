@@ -46,7 +46,7 @@ def tile(rows: int, outputs: int, inputs: int, size: int) -> Tile:
         along = inputs if whole else next((n for n in (2048, 1024) if inputs % (2 * n // size) == 0), 512) * 2 // size
         across, warps, stages = 1, max(along * size // 1024, 1), 1
     else:
-        across, along, warps, stages = 64, 256 // size, 4, 4
+        across, along, warps, stages = 64, 256 // size, 4, 3
     along = min(max(power(inputs), 16), along)
     split = min(blocks(_PROGRAMS, blocks(outputs, across)), max(inputs // (4 * along), 1))
     return Tile(across, along, blocks(inputs, _share(inputs, along, split)), min(warps, 8), stages)
