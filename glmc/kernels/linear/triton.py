@@ -60,7 +60,8 @@ def linear_row_kernel(x, weight, scales, factors, bias, y, W_ROW: tl.constexpr, 
     output, split = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
     good, wide = (output < O)[:, None], output.to(tl.int64)
     part = tl.zeros((BN, BK), tl.float32)
-    for start in range(split * SHARE, tl.minimum((split + 1) * SHARE, I), BK):
+    for step in range(0, SHARE, BK):
+        start = split * SHARE + step
         at = (start + tl.arange(0, BK))[None, :]
         row = tl.load(x + at, mask=at < I, other=0.0).to(tl.float32)
         part += tile_of(weight, scales, wide[:, None], start, good, W_ROW, S_ROW, I, FORM, GROUP, BN, BK).to(tl.float32) * row
@@ -81,7 +82,8 @@ def linear_rows_kernel(x, weight, scales, factors, bias, y, rows, X_ROW: tl.cons
     row = tl.arange(0, ROWS)[None, :]
     good, wide = (output < O)[:, None], output.to(tl.int64)
     total = tl.zeros((BN, ROWS), tl.float32)
-    for start in range(split * SHARE, tl.minimum((split + 1) * SHARE, I), BK):
+    for step in range(0, SHARE, BK):
+        start = split * SHARE + step
         at = start + tl.arange(0, BK)
         weights = tile_of(weight, scales, wide[:, None], start, good, W_ROW, S_ROW, I, FORM, GROUP, BN, BK)
         given = tl.load(x + row * X_ROW + at[:, None], mask=(row < rows) & (at < I)[:, None], other=0.0)
