@@ -148,7 +148,8 @@ class _Comparison:
     def _inside(self, region: Region, given: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the region's text makes of what it is given, by the names that places have."""
         kept = kept_of(self.model.artifact.json("program.json"), region.name) if self.model.kept else {}
-        given = [kept[name].plain(t) if name in kept else t for t, (name, _, _) in zip(given, region.inputs, strict=True)]
+        given = [kept[name].plain(t) if name in kept and isinstance(t, torch.Tensor) else t
+                 for t, (name, _, _) in zip(given, region.inputs, strict=True)]
         with self.model.device.calling():
             return divergence.values(region, given, self.program.places[region.name], self.model.device.kernels,
                                      str(self.place))

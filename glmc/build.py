@@ -29,16 +29,18 @@ from glmc.checkpoint.scheme import Scheme, scheme_of
 from glmc.errors import NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.machine import cpu_flags
-from glmc.native.keep import QUANTS, Keep, forms, written
+from glmc.native.keep import QUANTS, Keep, forms, forms_for_gpu, written
 from glmc.passes.contenders import judge_for
 from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
+from glmc.passes.prove_coded import prove_coded
 from glmc.passes.prove_native import prove_native
 from glmc.passes.workers import compile_all
 from glmc.survey import Progress, Survey, survey
 from glmc.target import Target, compilable
 
+_NO_PRODUCT = "other steps than products read it, which take no codes"
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -67,8 +69,12 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         buffers = {name: tensor for name, tensor in computed.items() if name in surveyed.weights}
         recipes = _recipes(surveyed, checkpoint, scheme)
         stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
-        as_they_are = dtype == "auto" and quant is None and machine.engine == "native"
-        keeps = forms(surveyed.program, quant, stays if as_they_are else {}) if machine.engine == "native" else {}
+        as_they_are = stays if dtype == "auto" and quant is None else {}
+        native = machine.engine == "native"
+        keeps = (forms(surveyed.program, quant, as_they_are) if native else
+                 forms_for_gpu(surveyed.program, as_they_are) if machine.gpu else {})
+        if machine.gpu:
+            opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
         surveyed.notes += _kept(stays, opened, keeps, surveyed.dtype if quant is None else quant)
         wanted = _wanted(surveyed, buffers, keeps, recipes)
         leftover = check(checkpoint, wanted, [*surveyed.family.leftovers(surveyed.dims), *([UNUSED] if scheme else [])])
@@ -85,19 +91,21 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
             progress("link weights", len(linked), len(linked))
         proofs = prove(surveyed.captured, machine)
         progress("prove", len(proofs), len(proofs))
-        lowering = prove_native(surveyed.program, keeps) if keeps else []
+        lowering = prove_native(surveyed.program, keeps) if native else []
+        decoding = prove_coded(keeps) if machine.gpu else []
         for name, tensor in buffers.items():
             sink.write(name, tensor)
         copied, done = {name: want for name, want in wanted.items() if name not in linked}, itertools.count(1)
         pack(checkpoint, copied, sink, lambda *_: progress("pack weights", next(done), len(copied)))
-        _compile_regions(surveyed, bounds, writer, progress)
+        _compile_regions(surveyed, bounds, keeps, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)
-        native = {"native": written(surveyed.program, keeps)} if keeps else {}
-        writer.add_json("program.json", surveyed.program.to_json() | native)
+        kept = {"kept": written(surveyed.program, keeps)} if keeps else {}
+        writer.add_json("program.json", surveyed.program.to_json() | kept)
         writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes,
                                        "broken": surveyed.ledger.broken})
-        writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering]})
+        writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering],
+                                       "coded": [p.to_json() for p in decoding]})
         writer.add_json("config.json", surveyed.config)
         writer.add_json("sources.json", origins({name: want.recipe for name, want in wanted.items()}, checkpoint.tensors))
         progress("seal", 0, 1)
@@ -188,7 +196,8 @@ def _drafts(leftover: list[str], layers: int) -> list[str]:
     return [f"layers {sorted(set(found))} predict further tokens and are left out: {len(found)} tensors"] if found else []
 
 
-def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, progress: Progress) -> None:
+def _compile_regions(surveyed: Survey, bounds: Bounds, keeps: dict[str, Keep], writer: ArtifactWriter, progress: Progress,
+                     ) -> None:
     """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts."""
     regions = surveyed.program.regions.values()
     for region in regions:
@@ -201,7 +210,7 @@ def _compile_regions(surveyed: Survey, bounds: Bounds, writer: ArtifactWriter, p
         elif surveyed.target.gpu is not None:
             from glmc.passes.ahead import build_all
 
-            for made in build_all(regions, bounds, surveyed.target.gpu, Path(scratch),
+            for made in build_all(surveyed.program, keeps, bounds, surveyed.target.gpu, Path(scratch),
                                   lambda *counts: progress("build kernels", *counts)):
                 writer.add_file(f"kernels/{made.name}", made)
 

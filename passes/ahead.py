@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from glmc.kernels import triton
+from glmc.native.keep import Keep
 from glmc.passes.lower import Bounds, sample
-from glmc.program import FORMS, KERNELS, Region
+from glmc.program import FORMS, KERNELS, Program
 from glmc.region import Bound
 
 
@@ -34,24 +35,29 @@ def sizes(form: str, bounds: Bounds) -> Iterator[dict[str, int]]:
 
 
 @torch.no_grad()
-def launches(regions: Iterable[Region], bounds: Bounds) -> list[triton.Launch]:
-    """Every distinct launch of the regions' kernels within the bounds, in the order of their names."""
+def launches(program: Program, keeps: Mapping[str, Keep], bounds: Bounds) -> list[triton.Launch]:
+    """Every distinct launch of the regions' kernels within the bounds, in the order of their names. A region is tried with
+    each set of forms in which steps bring its weights."""
     with triton.noted() as notes, torch.device("meta"):
-        for region in regions:
+        for name, kept in dict.fromkeys((s.region, tuple(keeps.get(n.removeprefix("weight:")) for n in s.inputs))
+                                        for s in program.steps):
+            region = program.regions[name]
             bound = Bound(region, "triton", "meta")
             for form in bounds.forms():
                 for made in sizes(form, bounds):
-                    bound(*(sample(spec, role, made, bounds) for _, role, spec in region.inputs))
+                    bound(*(keep.bound(torch.empty(keep.stored()[1], dtype=torch.uint8)) if keep else
+                            sample(spec, role, made, bounds)
+                            for keep, (_, role, spec) in zip(kept, region.inputs, strict=True)))
     return sorted(notes, key=lambda asked: (asked.name, asked.digest))
 
 
-def build_all(regions: Iterable[Region], bounds: Bounds, gpu: triton.Gpu, folder: Path, done: Callable[[int, int], None],
-              ) -> Iterator[Path]:
+def build_all(program: Program, keeps: Mapping[str, Keep], bounds: Bounds, gpu: triton.Gpu, folder: Path,
+              done: Callable[[int, int], None]) -> Iterator[Path]:
     """Build into `folder`; yields the files made: a binary and Triton's description of each launch, and the index of all.
 
-    done(n, of) is called when n kernels are built.
+    keeps: the weights that are kept otherwise than the regions' text has them. done(n, of) is called when n kernels are built.
     """
-    wanted, entries = launches(regions, bounds), []
+    wanted, entries = launches(program, keeps, bounds), []
     for number, asked in enumerate(wanted, 1):
         *made, used = _built(asked, gpu, folder)
         yield from made

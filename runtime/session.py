@@ -14,7 +14,7 @@ import torch
 
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
-from glmc.native.keep import QUANTS, Keep, coded, forms, kept_of
+from glmc.native.keep import QUANTS, Keep, coded, forms, forms_for_gpu, kept_of
 from glmc.program import Program, Region
 from glmc.runtime.by_region import ByRegion, open_code
 from glmc.runtime.device import open_device
@@ -58,14 +58,15 @@ class Model:
         if self.device.stale:
             warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
         opened = time.perf_counter()
-        self.kept = _kept(artifact, program) if manifest["engine"] == "native" else {}
+        self.kept = _kept(artifact, program)
         self.program = program
+        whole = manifest["engine"] == "native"
         with ThreadPoolExecutor(1) as beside:
-            code = None if self.kept else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
+            code = None if whole else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
             self.weights = artifact.load_weights(self.threads, self.device.staging and self.device.staging())
             self.calls = code and code.result()
         loaded = time.perf_counter()
-        self.runner: Whole | ByRegion = self.by_region() if manifest["engine"] != "native" else self._whole()
+        self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
@@ -195,14 +196,15 @@ def _threads(asked: int | None) -> int:
 
 
 def _kept(artifact: Artifact, program: Program) -> dict[str, Keep]:
-    """How the weights are kept, which must be how this version would keep them.
+    """How the weights are kept that are not as the regions' text has them, which must be how this version would keep them.
 
     Raises DamagedArtifact, IncompatibleArtifact.
     """
-    said, quant = kept_of(artifact.json("program.json")), artifact.manifest.get("quant")
+    data, native = artifact.json("program.json"), artifact.manifest["engine"] == "native"
+    said, quant = kept_of(data) if native or "kept" in data else {}, artifact.manifest.get("quant")
     if quant not in (None, *QUANTS):
         raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)
-    wanted = forms(program, quant, coded(said))
+    wanted = forms(program, quant, coded(said)) if native else forms_for_gpu(program, coded(said))
     wrong = [name for name in said.keys() | wanted.keys() if said.get(name) != wanted.get(name)]
     if wrong:
         raise IncompatibleArtifact("a weight is not kept in the form in which this version of glmc reads it", field=min(wrong),

@@ -22,7 +22,7 @@ def check_weights(program: Program, weights: dict[str, torch.Tensor], kept: dict
             if role != "weight":
                 continue
             tensor, one = weights.get(name.removeprefix("weight:")), kept.get(name.removeprefix("weight:"))
-            fits = tensor is not None and (one.fits(tensor) and one.sizes == spec.shape if one else
+            fits = tensor is not None and (one.fits(tensor) and (one.sizes, one.dtype) == (spec.shape, spec.dtype) if one else
                                            (str(tensor.dtype), tuple(tensor.shape)) == (f"torch.{spec.dtype}", spec.shape))
             if not fits:
                 raise DamagedArtifact("a weight is missing or is not what its region takes", field=name.removeprefix("weight:"),
@@ -35,7 +35,7 @@ class _Bound:
     """A step with its weights in place. `holes`: (position, name) of what changes from call to call."""
 
     step: Step
-    inputs: tuple[torch.Tensor | None, ...]
+    inputs: tuple[Any, ...]
     holes: tuple[tuple[int, str], ...]
     rows: tuple[tuple[int, int], ...]
     release: tuple[str, ...]
@@ -56,12 +56,13 @@ class Steps:
             region = program.regions[step.region]
             release = tuple(n for n in dict.fromkeys(step.inputs) if n.startswith("value:") and n not in needed)
             needed.update(release)
-            inputs: list[torch.Tensor | None] = []
+            inputs: list[Any] = []
             holes: list[tuple[int, str]] = []
             rows: list[tuple[int, int]] = []
             for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
                 if role == "weight":
-                    inputs.append(weights[name.removeprefix("weight:")])
+                    weight = name.removeprefix("weight:")
+                    inputs.append(kept[weight].bound(weights[weight]) if kept and weight in kept else weights[weight])
                     continue
                 inputs.append(None)
                 holes.append((position, name))

@@ -1,4 +1,4 @@
-"""A recipe's last step for native code: the matrix in panels, quantised where asked, or in the checkpoint's own codes."""
+"""A recipe's last step for a weight with a Keep: the matrix in panels, quantised where asked, or in the checkpoint's codes."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ class Packed(Recipe):
 
     def _pack(self, part: Recipe, checkpoint: Checkpoint, out: torch.Tensor) -> None:
         if self.keep.form in panels.CODED:
-            codes, scales, factors = codes_of(part, checkpoint)
-            panels.pack_codes(self.keep.form, codes, scales, factors, (1, panels.F8_GROUP), out=out, halves=self.keep.halves)
+            self.keep.put(*codes_of(part, checkpoint), out)
         else:
             self.keep.pack(part.build(checkpoint), out)
 

@@ -55,20 +55,27 @@ def _kernels(opened: Artifact) -> list[Table]:
 
 
 def _forms(opened: Artifact, proofs: dict[str, Any]) -> list[Table]:
-    """How weights are kept for the native library, and how far each region is off there; none for other engines."""
-    if opened.manifest["engine"] != "native":
+    """How weights are kept for the native library, or which stay coded for a GPU, and how far the code that reads them is off;
+    none where all are as the regions' text has them."""
+    kept, native = opened.json("program.json").get("kept"), opened.manifest["engine"] == "native"
+    if kept is None:
         return []
-    kept = opened.json("program.json")["native"]["weights"]
-    counts = Counter(one["form"] for one in kept.values())
+    counts: Counter[str] = Counter()
     elements: Counter[str] = Counter()
-    for one in kept.values():
+    for one in kept["weights"].values():
+        counts[one["form"]] += 1
         elements[one["form"]] += math.prod(one["sizes"])
-    return [show.rows("weights, as the native library keeps them", ("form", "weights", "elements"),
-                      [(form, counts[form], elements[form]) for form in sorted(counts)]),
-            show.rows("native code of each region, against its text in float32",
-                      ("region", "worst error", "of the text in its own dtype", "limit", "note"),
-                      [(p["region"], p["native_error"], p["text_error"], p["limit"], p["note"] or "")
-                       for p in proofs["native"]])]
+    forms = show.rows("weights, as the native library keeps them" if native else "weights in the checkpoint's own codes",
+                      ("form", "weights", "elements"), [(form, counts[form], elements[form]) for form in sorted(counts)])
+    if not native:
+        return [forms, show.rows("products with coded matrices, against float64 with the decoded ones",
+                                 ("kernel", "form", "sizes", "weights", "worst error", "of the plain product", "limit"),
+                                 [(p["kernel"], p["form"], " x ".join(map(str, p["sizes"])), p["places"], p["coded_error"],
+                                   p["plain_error"], p["limit"]) for p in proofs["coded"]])]
+    return [forms, show.rows("native code of each region, against its text in float32",
+                             ("region", "worst error", "of the text in its own dtype", "limit", "note"),
+                             [(p["region"], p["native_error"], p["text_error"], p["limit"], p["note"] or "")
+                              for p in proofs["native"]])]
 
 
 def proofs_table(proofs: list[dict[str, Any]]) -> Table:

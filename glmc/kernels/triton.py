@@ -196,7 +196,8 @@ def _start(tensor: torch.Tensor) -> int:
 
 def _interpret(kernel: JITFunction, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
     """Run a kernel on the CPU. The interpreter cuts bfloat16 off instead of rounding, and multiplies its bits: such tensors
-    are float32 meanwhile, and rounded once at the end."""
+    are float32 meanwhile, and rounded once at the end. What was not written keeps its bits: a storage may hold other things,
+    such as codes, and of those some would be signalling NaN."""
     wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def widened(value: Any) -> Any:
@@ -211,7 +212,8 @@ def _interpret(kernel: JITFunction, grid: tuple[int, ...], arguments: tuple, con
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's word for infinities, which a GPU makes silently
         _interpreted(kernel)[grid](*map(widened, arguments), **constants)
     for narrow, copy in wide.values():
-        narrow.copy_(copy)
+        kept = copy.view(torch.int32) == narrow.float().view(torch.int32)
+        narrow.copy_(torch.where(kept, narrow, copy.to(torch.bfloat16)))
 
 
 class _Language(types.ModuleType):

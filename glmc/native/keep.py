@@ -1,7 +1,9 @@
-"""How each weight of a program is kept for the native library: in which form, what that weighs, and back again."""
+"""How each weight of a program is kept: in which form, what that weighs, and back again. For the native library all weights
+have one; for GPUs those matrices that stay in a checkpoint's own codes, and the others are as the regions' text has them."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +17,8 @@ from glmc.program import Program, Region, Spec
 
 if TYPE_CHECKING:
     import torch
+
+    from glmc.kernels.dequantise import Coded
 
 Made = TypeVar("Made")
 QUANTS = {"int8": "Q8", "int4": "Q4"}
@@ -32,6 +36,8 @@ class Keep:
     halves: bool = False
     split: split.Split | None = None
     """Of latent attention's matrix: heads, plain channels of a key, channels of a value."""
+    gpu: bool = False
+    """Whether it is laid out as kernels of GPUs read it (glmc.kernels.dequantise), and not in panels."""
 
     @property
     def packed(self) -> bool:
@@ -56,6 +62,10 @@ class Keep:
 
     def stored(self) -> tuple[str, tuple[int, ...]]:
         """(dtype as safetensors names it, shape) in the artefact."""
+        if self.gpu:
+            from glmc.kernels.dequantise import stored
+
+            return stored(self.form, self.sizes)
         if self.split:
             return split.shape(self.form, self.split, self.sizes[1])
         if self.packed:
@@ -75,40 +85,82 @@ class Keep:
 
     def held(self, tensor: torch.Tensor) -> torch.Tensor:
         """What is multiplied by: float32 of a packed matrix, anything else as it is."""
+        if self.gpu:
+            import torch
+
+            from glmc.kernels.dequantise.cpu import run
+
+            return run(self.bound(tensor), torch.float32)
         if self.split:
             return split.unpack(tensor, self.form, self.split, self.sizes)
         return panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
 
+    def bound(self, tensor: torch.Tensor) -> torch.Tensor | Coded:
+        """What a region's code is called with."""
+        if not self.gpu:
+            return tensor
+        from glmc.kernels.dequantise import Coded
+
+        return Coded.of(self.form, self.sizes, tensor)
+
+    def put(self, codes: torch.Tensor, scales: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+        """Write a quantised matrix, as `glmc.checkpoint.coded.codes_of` gives it, into `out`. Raises WeightMismatch."""
+        if self.gpu:
+            from glmc.kernels.dequantise import fill
+
+            fill(self.form, codes, scales, factors, out)
+        else:
+            panels.pack_codes(self.form, codes, scales, factors, (1, panels.F8_GROUP), out=out, halves=self.halves)
+
     def pack(self, matrix: torch.Tensor, out: torch.Tensor) -> None:
         """Write the published matrix into `out`, which is as `stored` says."""
-        if self.split:
+        if self.gpu:
+            self._quantise(matrix, out)
+        elif self.split:
             split.pack(matrix, self.form, self.split, out)
         else:
             panels.pack(matrix, self.form, out, self.halves)
 
+    def _quantise(self, matrix: torch.Tensor, out: torch.Tensor) -> None:
+        """As `put`, of a matrix or of experts in floats."""
+        import torch
+
+        from glmc.kernels.dequantise import GROUPS
+        from glmc.native.quantise import quantised
+
+        if matrix.dim() == 3:
+            for one, place in zip(matrix, out, strict=True):
+                self._quantise(one, place)
+            return
+        width = matrix.shape[1]
+        codes, scales, factor, _ = quantised(matrix, self.form)
+        self.put(codes[:, :width if self.form == "F8" else width // 2], scales[:, :-(-width // GROUPS[self.form])],
+                 torch.as_tensor(factor, dtype=torch.float32).expand(len(matrix)), out)
+
     def to_json(self) -> dict[str, Any]:
         found = {"form": self.form, "sizes": list(self.sizes), "dtype": self.dtype, "halves": self.halves}
-        return found | ({"split": list(self.split)} if self.split else {})
+        return found | ({"split": list(self.split)} if self.split else {}) | ({"gpu": True} if self.gpu else {})
 
     @staticmethod
     def from_json(data: Any) -> Keep:
         """Raises DamagedArtifact."""
         try:
             heads = data.get("split")
-            kept = Keep(data["form"], tuple(map(int, data["sizes"])), data["dtype"], data["halves"], heads and tuple(heads))
-            if kept.form not in ("rows", "vector", *panels.FORMS) or kept.dtype not in _ROWS:
+            kept = Keep(data["form"], tuple(map(int, data["sizes"])), data["dtype"], data["halves"], heads and tuple(heads),
+                        data.get("gpu", False))
+            if kept.form not in (panels.CODED if kept.gpu else ("rows", "vector", *panels.FORMS)) or kept.dtype not in _ROWS:
                 raise ValueError(kept.form)
         except (KeyError, TypeError, ValueError) as fault:
-            raise DamagedArtifact("the form of a weight cannot be read", file="program.json", field="native",
+            raise DamagedArtifact("the form of a weight cannot be read", file="program.json", field="kept",
                                   found=fault) from fault
         return kept
 
 
 def kept_of(program: dict[str, Any], region: str | None = None) -> dict[str, Keep]:
     """What program.json says of its weights; of one region's by the region's own names. Raises DamagedArtifact."""
-    data = program.get("native")
+    data = program.get("kept")
     if not isinstance(data, dict) or not {"weights", "regions"} <= data.keys():
-        raise DamagedArtifact("program.json does not say how weights are kept", file="program.json", field="native")
+        raise DamagedArtifact("program.json does not say how weights are kept", file="program.json", field="kept")
     if region is None:
         return {name: Keep.from_json(one) for name, one in data["weights"].items()}
     return {name: Keep.from_json(one) for name, one in data["regions"].get(region, {}).items()}
@@ -120,7 +172,7 @@ def written(program: Program, found: dict[str, Keep]) -> dict[str, Any]:
     for step in program.steps:
         mine = regions.setdefault(step.region, {})
         for name, (local, role, _) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
-            if role == "weight":
+            if role == "weight" and name.removeprefix("weight:") in found:
                 mine.setdefault(local, found[name.removeprefix("weight:")].to_json())
     return {"weights": {name: one.to_json() for name, one in found.items()}, "regions": regions}
 
@@ -157,6 +209,40 @@ def forms(program: Program, quant: str | None, sources: Mapping[str, str] = {}) 
         raise InternalError("a checkpoint has a weight in an unknown form", field=min(wrong), found=wrong[min(wrong)],
                             expected=", ".join(panels.CODED))
     return {name: _keep(need, spec, kind, quant, sources.get(name)) for name, (need, spec, kind) in found.items()}
+
+
+_MATRICES = {"aten.linear.default": (1,), "glmc.moe_experts": (3, 4)}
+"""Ops whose kernels for GPUs take a coded matrix -> which of their arguments it is."""
+
+
+def forms_for_gpu(program: Program, sources: Mapping[str, str]) -> dict[str, Keep]:
+    """Of the weights that `sources` names with their form those that only products read, kept so for kernels of GPUs."""
+    found: dict[str, Keep] = {}
+    others: set[str] = set()
+    products = {name: _products(region) for name, region in program.regions.items()}
+    for step in program.steps:
+        for name, (local, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
+            weight = name.removeprefix("weight:")
+            if role != "weight" or weight not in sources:
+                continue
+            if local not in products[step.region]:
+                others.add(weight)
+            found[weight] = Keep(sources[weight], tuple(int(s) for s in spec.shape), spec.dtype, gpu=True)
+    return {weight: keep for weight, keep in found.items() if weight not in others}
+
+
+def _products(region: Region) -> set[str]:
+    """The weights of a region that stand nowhere but as the matrix of a product."""
+    matrices: set[str] = set()
+    elsewhere: set[str] = set()
+    for line in region.body:
+        for call in ast.walk(ast.parse(line)):
+            if isinstance(call, ast.Call):
+                places = _MATRICES.get(ast.unparse(call.func), ())
+                for number, argument in enumerate([*call.args, *(k.value for k in call.keywords)]):
+                    names = {n.id for n in ast.walk(argument) if isinstance(n, ast.Name)}
+                    (matrices if number in places and number < len(call.args) else elsewhere).update(names)
+    return matrices - elsewhere
 
 
 def coded(kept: Mapping[str, Keep]) -> dict[str, str]:

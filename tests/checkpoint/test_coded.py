@@ -18,7 +18,7 @@ from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.formats import source_of
 from glmc.checkpoint.recipe import Cast, Concatenate, Slice, Stack, Take
 from glmc.errors import WeightNotFinite
-from glmc.native import panels
+from glmc.native.keep import Keep
 from glmc.passes.prove_native import QUANTISED
 
 FORMS = {"quark": "MX4", "fp8": "F8", "channel": "F8", "tensor": "F8", "modelopt": "NV4"}
@@ -92,18 +92,24 @@ def leaves(kind):
     return checkpoint, [Dequantise(source_of(n, checkpoint.tensors, block and tuple(block))) for n in names]
 
 
+def laid_out(recipe, checkpoint, form, gpu):
+    """What a parameter's codes stand for when they are laid out for the native library or for GPUs."""
+    keep = Keep(form, recipe.shape(checkpoint.tensors), "float32", gpu=gpu)
+    out = torch.zeros(keep.stored()[1], dtype=torch.uint8)
+    keep.put(*codes_of(recipe, checkpoint), out)
+    return keep.held(out)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("kind", ["quark", "channel", "tensor", "modelopt"])
-def test_codes_of_a_joined_parameter_are_its_values(kind):
+def test_codes_of_a_joined_parameter_are_its_values(kind, gpu):
     checkpoint, (one, other) = leaves(kind)
     recipe = Concatenate((one, other), 0)
-    sizes = recipe.shape(checkpoint.tensors)
-    codes, scales, factors = codes_of(recipe, checkpoint)
-    out = torch.zeros(panels.shape(FORMS[kind], sizes)[1], dtype=torch.uint8)
-    panels.pack_codes(FORMS[kind], codes, scales, factors, (1, panels.F8_GROUP), out=out)
-    assert torch.equal(panels.unpack(out, FORMS[kind], sizes), recipe.build(checkpoint))
+    assert torch.equal(laid_out(recipe, checkpoint, FORMS[kind], gpu), recipe.build(checkpoint))
 
 
-def test_codes_of_blocks(tmp_path):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_codes_of_blocks(tmp_path, gpu):
     draw = torch.Generator().manual_seed(0)
     config = {"model_type": "glm4_moe"}
     tensors = {}
@@ -115,9 +121,7 @@ def test_codes_of_blocks(tmp_path):
     checkpoint = Checkpoint.open(tmp_path)
     recipe = Concatenate(tuple(Dequantise(source_of(n, checkpoint.tensors, (128, 128))) for n in "ab"), 0)
     assert forms_of({"both": recipe}) == ({"both": "F8"}, {})
-    out = torch.zeros(panels.shape("F8", (200, 300))[1], dtype=torch.uint8)
-    panels.pack_codes("F8", *codes_of(recipe, checkpoint), (1, panels.F8_GROUP), out=out)
-    assert torch.equal(panels.unpack(out, "F8", (200, 300)), recipe.build(checkpoint))
+    assert torch.equal(laid_out(recipe, checkpoint, "F8", gpu), recipe.build(checkpoint))
 
 
 def test_what_can_stay_and_why_not():

@@ -237,6 +237,15 @@ def test_bfloat16_is_rounded_and_not_cut_off():
     assert float((made != exact).float().mean()) < 0.01
 
 
+def test_what_lies_beside_a_tensor_keeps_its_bits():
+    """In a file of weights codes lie beside bfloat16, and some of them are the bits of a signalling NaN."""
+    storage = torch.full((64,), 0x7F81, dtype=torch.int16).view(torch.uint8)
+    weight = storage[:64].view(torch.bfloat16)
+    weight.copy_(torch.ones(32))
+    kernels.load("rms_norm", "triton").run(torch.randn(2, 32, dtype=torch.bfloat16), weight, eps=1e-5)
+    assert torch.equal(storage[64:].view(torch.int16), torch.full((32,), 0x7F81, dtype=torch.int16))
+
+
 def test_tensors_on_no_gpu_are_refused_outside_the_interpreter():
     token = triton._INTERPRETED.set(False)
     with pytest.raises(UsageError, match="runs on a GPU"):

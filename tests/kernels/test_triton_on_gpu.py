@@ -11,6 +11,7 @@ import traced
 
 import glmc
 from glmc import kernels
+from glmc.native.keep import Keep
 from glmc.passes import declare
 from glmc.runtime import capture
 
@@ -57,6 +58,37 @@ def test_products_with_few_rows(rows, outputs, inputs, dtype):
     made = kernels.load("linear", "triton").run(x.cuda(), weight.cuda(), bias.cuda()).cpu()
     exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
     assert float((made.double() - exact).abs().max() / exact.abs().max()) <= 64 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["MX4", "F8", "NV4"])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_products_with_coded_matrices(rows, form, dtype):
+    for sizes in ((4096, 4096), (130, 9024)):
+        keep = Keep(form, sizes, "float32", gpu=True)
+        packed = torch.empty(keep.stored()[1], dtype=torch.uint8)
+        keep.pack(torch.randn(sizes), packed)
+        x = torch.randn(rows, sizes[1]).to(dtype)
+        made = kernels.load("linear", "triton").run(x.cuda(), keep.bound(packed.cuda())).cpu()
+        exact = x.double() @ keep.held(packed).double().T
+        worst = float((made.double() - exact).abs().max() / exact.abs().max())
+        assert worst <= torch.finfo(dtype).eps * (64 if rows > 16 else 16)
+
+
+@pytest.mark.parametrize("form", ["MX4", "F8", "NV4"])
+@pytest.mark.parametrize("tokens", [1, 8, 9, 300])
+def test_experts_with_coded_matrices(tokens, form):
+    gate_up, down = (Keep(form, sizes, "float32", gpu=True) for sizes in ((16, 1024, 2048), (16, 2048, 512)))
+    packed = [torch.empty(keep.stored()[1], dtype=torch.uint8) for keep in (gate_up, down)]
+    for keep, out in zip((gate_up, down), packed, strict=True):
+        keep.pack(torch.randn(keep.sizes) * keep.sizes[-1] ** -0.5, out)
+    x, shares = torch.randn(tokens, 2048), torch.rand(tokens, 4)
+    chosen = torch.stack([torch.randperm(16)[:4] for _ in range(tokens)])
+    made = kernels.load("moe_experts", "triton").run(x.cuda(), chosen.cuda(), shares.cuda(), gate_up.bound(packed[0].cuda()),
+                                                     down.bound(packed[1].cuda())).cpu()
+    exact = declare.load("moe_experts").reference(x.double(), chosen, shares.double(), gate_up.held(packed[0]).double(),
+                                                  down.held(packed[1]).double())
+    assert float((made.double() - exact).abs().max() / exact.abs().max()) <= 1e-5
 
 
 def test_every_element_is_written():

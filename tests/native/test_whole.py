@@ -153,7 +153,7 @@ def test_a_program_whose_forms_do_not_fit_is_refused(made, tmp_path, change):
     copied = tmp_path / "changed.glmc"
     shutil.copytree(made.out, copied)
     program = json.loads((copied / "program.json").read_text())
-    change(program["native"])
+    change(program["kept"])
     written = canonical(program)
     (copied / "program.json").chmod(0o644)
     (copied / "program.json").write_bytes(written)

@@ -1,4 +1,5 @@
-"""A matrix times few rows of activations, each weight read once. Many rows: the library's product.
+"""A matrix times few rows of activations, each weight read once. Many rows: the library's product, of a quantised matrix with
+all of it decoded before.
 
 R rows of I inputs, O outputs. A program owns BN outputs and walks the inputs in blocks of BK; where there would be too few
 programs, SPLIT of them share a row's inputs, SHARE each, and a second kernel adds their float32 sums in order.
@@ -13,6 +14,9 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from glmc.kernels.dequantise import Coded
+from glmc.kernels.dequantise import triton as dequantise
+from glmc.kernels.dequantise.triton import operand, tile_of
 from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
 
 FEW = 16
@@ -36,9 +40,9 @@ class Tile(NamedTuple):
 
 
 def tile(rows: int, outputs: int, inputs: int, size: int) -> Tile:
-    """The cut for a matrix of so many outputs and inputs, `size` bytes each. Of rows only whether there is one matters.
+    """The cut for a matrix of so many outputs and inputs, times activations of `size` bytes.
 
-    As measured on an H200: one row wants an output a program, read in the largest blocks that leave nothing over, and few
+    Of rows only whether there is one matters. As measured on an H200: one row wants an output a program, read in the largest blocks that leave nothing over, and few
     warps where something is left; several rows want a tile of the matrix unit, many loads ahead.
     """
     if rows == 1:
@@ -58,36 +62,42 @@ def _share(inputs: int, block: int, split: int) -> int:
 
 
 @triton.jit
-def linear_row_kernel(x, weight, bias, y, W_ROW: tl.constexpr, I: tl.constexpr, O: tl.constexpr, SPLIT: tl.constexpr,  # noqa: E741
+def linear_row_kernel(x, weight, scales, factors, bias, y, W_ROW: tl.constexpr, S_ROW: tl.constexpr, F_ROW: tl.constexpr,
+                      FORM: tl.constexpr, GROUP: tl.constexpr, I: tl.constexpr, O: tl.constexpr, SPLIT: tl.constexpr,  # noqa: E741
                       SHARE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     output, split = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
-    good = (output < O)[:, None]
-    matrix = weight + output.to(tl.int64)[:, None] * W_ROW
+    good, wide = (output < O)[:, None], output.to(tl.int64)
     part = tl.zeros((BN, BK), tl.float32)
-    for start in range(split * SHARE, tl.minimum((split + 1) * SHARE, I), BK):
+    for step in range(0, SHARE, BK):
+        start = split * SHARE + step
         at = (start + tl.arange(0, BK))[None, :]
         row = tl.load(x + at, mask=at < I, other=0.0).to(tl.float32)
-        part += tl.load(matrix + at, mask=good & (at < I), other=0.0).to(tl.float32) * row
+        part += tile_of(weight, scales, wide[:, None], start, good, W_ROW, S_ROW, I, FORM, GROUP, BN, BK).to(tl.float32) * row
     total = tl.sum(part, axis=1)
+    if factors is not None:
+        total *= tl.load(factors + wide * F_ROW, mask=output < O, other=0.0)
     if bias is not None:
         total += tl.load(bias + output, mask=output < O, other=0.0).to(tl.float32)
     tl.store(y + split * O + output, total.to(y.dtype.element_ty), mask=output < O)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def linear_rows_kernel(x, weight, bias, y, rows, X_ROW: tl.constexpr, W_ROW: tl.constexpr, I: tl.constexpr,  # noqa: E741
+def linear_rows_kernel(x, weight, scales, factors, bias, y, rows, X_ROW: tl.constexpr, W_ROW: tl.constexpr,
+                       S_ROW: tl.constexpr, F_ROW: tl.constexpr, FORM: tl.constexpr, GROUP: tl.constexpr, I: tl.constexpr,  # noqa: E741
                        O: tl.constexpr, SPLIT: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,  # noqa: E741
                        BK: tl.constexpr):
     output, split = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
     row = tl.arange(0, ROWS)[None, :]
-    good = (output < O)[:, None]
-    matrix = weight + output.to(tl.int64)[:, None] * W_ROW
+    good, wide = (output < O)[:, None], output.to(tl.int64)
     total = tl.zeros((BN, ROWS), tl.float32)
-    for start in range(split * SHARE, tl.minimum((split + 1) * SHARE, I), BK):
+    for step in range(0, SHARE, BK):
+        start = split * SHARE + step
         at = start + tl.arange(0, BK)
-        weights = tl.load(matrix + at[None, :], mask=good & (at < I)[None, :], other=0.0)
+        weights = tile_of(weight, scales, wide[:, None], start, good, W_ROW, S_ROW, I, FORM, GROUP, BN, BK)
         given = tl.load(x + row * X_ROW + at[:, None], mask=(row < rows) & (at < I)[:, None], other=0.0)
-        total = tl.dot(weights, given, total, input_precision="ieee")
+        total = tl.dot(weights.to(given.dtype), given, total, input_precision="ieee")
+    if factors is not None:
+        total *= tl.load(factors + wide * F_ROW, mask=output < O, other=0.0)[:, None]
     if bias is not None:
         total += tl.load(bias + output, mask=output < O, other=0.0).to(tl.float32)[:, None]
     tl.store(y + (row * SPLIT + split) * O + output[:, None], total.to(y.dtype.element_ty), mask=(row < rows) & good)
@@ -105,26 +115,27 @@ def add_parts_kernel(parts, bias, y, O: tl.constexpr, SPLIT: tl.constexpr, BLOCK
     tl.store(y + row * O + output, total.to(y.dtype.element_ty), mask=output < O)
 
 
-def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., I], weight [O, I], bias [O] or None -> [..., O] in x's dtype."""
     count = x.numel() // x.shape[-1]
     if count > FEW:
-        return functional.linear(x, weight, bias)
-    outputs, inputs = weight.shape
-    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+        return functional.linear(x, dequantise.run(weight, x.dtype) if isinstance(weight, Coded) else weight, bias)
+    if isinstance(weight, torch.Tensor) and weight.stride(-1) != 1:
+        weight = weight.contiguous()
+    (codes, scales, factors), constants = operand(weight)
+    outputs, inputs = codes.shape[0], x.shape[-1]
     rows, stride = rows_of(x)
     y = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device=x.device)
     cut = tile(count, outputs, inputs, x.element_size())
     whole = cut.split == 1
     out = y if whole else torch.empty((count, cut.split, outputs), dtype=torch.float32, device=x.device)
     grid, given = (blocks(outputs, cut.outputs), cut.split), bias if whole else None
-    sizes = {"W_ROW": weight.stride(0), "I": inputs, "O": outputs, "SPLIT": cut.split,
-             "SHARE": _share(inputs, cut.inputs, cut.split), "BN": cut.outputs, "BK": cut.inputs}
+    constants |= {"I": inputs, "O": outputs, "SPLIT": cut.split, "SHARE": _share(inputs, cut.inputs, cut.split),
+                  "BN": cut.outputs, "BK": cut.inputs, "warps": cut.warps, "stages": cut.stages}
     if count == 1:
-        launch(linear_row_kernel, grid, rows, weight, given, out, **sizes, warps=cut.warps, stages=cut.stages)
+        launch(linear_row_kernel, grid, rows, codes, scales, factors, given, out, **constants)
     else:
-        launch(linear_rows_kernel, grid, rows, weight, given, out, count, X_ROW=stride, ROWS=FEW, **sizes, warps=cut.warps,
-               stages=cut.stages)
+        launch(linear_rows_kernel, grid, rows, codes, scales, factors, given, out, count, X_ROW=stride, ROWS=FEW, **constants)
     if not whole:
         block = min(power(outputs), 1024)
         launch(add_parts_kernel, (count, blocks(outputs, block)), out, bias, y, O=outputs, SPLIT=cut.split, BLOCK=block,
