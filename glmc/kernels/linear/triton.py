@@ -42,8 +42,8 @@ class Tile(NamedTuple):
 def tile(rows: int, outputs: int, inputs: int, size: int) -> Tile:
     """The cut for a matrix of so many outputs and inputs, times activations of `size` bytes.
 
-    Of rows only whether there is one matters. As measured on an H200: one row wants an output a program, read in the largest blocks that leave nothing over, and few
-    warps where something is left; several rows want a tile of the matrix unit, many loads ahead.
+    Of rows only whether there is one matters. As measured on an H200: one row wants an output a program, read in the largest
+    blocks that leave nothing over, and few warps where something is left; several rows want a tile of the matrix unit.
     """
     if rows == 1:
         whole = power(inputs) == inputs and inputs * size <= 8192

@@ -74,20 +74,26 @@ def partners(own, base, inside, N: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.co
 
 
 @triton.jit
-def turn(source, target, inside, cos, sin, weight, bias, eps, D: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
-         HEADS: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr):
-    """Normalise the heads at `source` (with a weight), add a bias (with one), turn their lanes and store at `target`."""
+def heads_at(source, inside, D: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, READ: tl.constexpr):
+    """The heads at `source` and the other channel of each channel's lane, [HEADS, WIDE] each in float32."""
+    channel = tl.arange(0, WIDE)[None, :]
+    own = tl.load(source + channel, mask=inside & (channel < D), other=0.0).to(tl.float32)
+    return own, partners(own, source, inside, N, WIDE, HEADS, READ)
+
+
+@triton.jit
+def put(own, other, target, inside, cos, sin, weight, bias, eps, D: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+        HEADS: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr):
+    """Normalise heads (with a weight), add a bias (with one), turn their lanes and store at `target`."""
     channel = tl.arange(0, WIDE)[None, :]
     good = inside & (channel < D)
-    own = tl.load(source + channel, mask=good, other=0.0).to(tl.float32)
-    other = partners(own, source, inside, N, WIDE, HEADS, READ)
     if weight is not None:
         scale = tl.rsqrt(tl.sum(own * own, axis=1, keep_dims=True) / D + eps)
-        each = tl.load(weight + channel, mask=channel < D, other=0.0).to(tl.float32)
-        own, other = own * scale * each, other * scale * partners(each, weight, True, N, WIDE, 1, READ)
+        one, two = heads_at(weight, True, D, N, WIDE, 1, READ)
+        own, other = own * scale * one, other * scale * two
     if bias is not None:
-        each = tl.load(bias + channel, mask=channel < D, other=0.0).to(tl.float32)
-        own, other = own + each, other + partners(each, bias, True, N, WIDE, 1, READ)
+        one, two = heads_at(bias, True, D, N, WIDE, 1, READ)
+        own, other = own + one, other + two
     made = (own * cos + other * sin).to(target.dtype.element_ty)
     if READ == WRITE:
         tl.store(target + channel, made, mask=good)
@@ -110,8 +116,8 @@ def rope_kernel(x, cos, sin, weight, y, table_rows, eps, TOKEN: tl.constexpr, H:
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     c, s = angles(cos, sin, token, table_rows, N, WIDE, READ, False, 0, 0)
-    turn(x + token * TOKEN + head * D, y + token * (H * D) + head * D, head < H, c, s, weight, None, eps,
-         D, N, WIDE, HEADS, READ, WRITE)
+    own, other = heads_at(x + token * TOKEN + head * D, head < H, D, N, WIDE, HEADS, READ)
+    put(own, other, y + token * (H * D) + head * D, head < H, c, s, weight, None, eps, D, N, WIDE, HEADS, READ, WRITE)
 
 
 def tokens_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -141,7 +147,7 @@ def rows_in(table: torch.Tensor, axes: bool = False) -> int:
 
 
 def sizes(heads: int, width: int, lanes: int) -> dict[str, int]:
-    """The constants of `turn` for heads of one kind."""
+    """The constants of `put` for heads of one kind."""
     return {"D": width, "N": lanes, "WIDE": power(width), "HEADS": min(power(heads), max(1, 2048 // power(width)))}
 
 

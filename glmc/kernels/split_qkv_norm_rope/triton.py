@@ -12,7 +12,7 @@ import triton.language as tl
 
 from glmc.kernels import too_wide
 from glmc.kernels.pick_lanes.triton import bits
-from glmc.kernels.rope.triton import WIDEST, angles, rows_in, sizes, table_of, turn
+from glmc.kernels.rope.triton import WIDEST, angles, heads_at, put, rows_in, sizes, table_of
 from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
 
 
@@ -25,18 +25,25 @@ def accepts(site) -> str | None:
 @triton.jit(do_not_specialize=["table_rows", "row_tokens"])
 def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias, slots, q, k, v, table_rows, row_tokens, eps,
                                TOKEN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
-                               WIDE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, READ: tl.constexpr,
-                               WRITE: tl.constexpr, AXES: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr,
-                               K_ROW: tl.constexpr, K_SLOT: tl.constexpr, V_ROW: tl.constexpr, V_SLOT: tl.constexpr):
+                               WIDE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, EACH: tl.constexpr,
+                               READ: tl.constexpr, WRITE: tl.constexpr, AXES: tl.constexpr, ONE: tl.constexpr,
+                               TWO: tl.constexpr, K_ROW: tl.constexpr, K_SLOT: tl.constexpr, V_ROW: tl.constexpr,
+                               V_SLOT: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     packed = qkv + token * TOKEN
-    q_parts: tl.constexpr = (H + HEADS - 1) // HEADS
+    q_parts: tl.constexpr = (H + HEADS * EACH - 1) // (HEADS * EACH)
     c, s = angles(cos, sin, token, table_rows, N, WIDE, READ, AXES, ONE, TWO)
     if part < q_parts:
-        head = part * HEADS + tl.arange(0, HEADS)[:, None]
-        turn(packed + head * D, q + token * (H * D) + head * D, head < H, c, s, q_weight, q_bias, eps,
-             D, N, WIDE, HEADS, READ, WRITE)
+        head = part * (EACH * HEADS) + tl.arange(0, HEADS)[:, None]
+        heads, others = heads_at(packed + head * D, head < H, D, N, WIDE, HEADS, READ)
+        for step in tl.static_range(EACH):
+            here, now, then = head, heads, others
+            if step + 1 < EACH:  # the next heads are asked for before these are turned
+                head = here + HEADS
+                heads, others = heads_at(packed + head * D, head < H, D, N, WIDE, HEADS, READ)
+            put(now, then, q + token * (H * D) + here * D, here < H, c, s, q_weight, q_bias, eps, D, N, WIDE, HEADS, READ,
+                WRITE)
     else:
         if slots is not None:
             slot = tl.load(slots + token)
@@ -48,9 +55,14 @@ def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias
         channel = tl.arange(0, WIDE)[None, :]
         inside = (own < KV) & (channel < D)
         moved = tl.load(packed + (H + KV + own) * D + channel, mask=inside)
-        turn(packed + (H + own) * D, k + k_token + own * D, own < KV, c, s, k_weight, k_bias, eps,
-             D, N, WIDE, KV_HEADS, READ, WRITE)
+        one, two = heads_at(packed + (H + own) * D, own < KV, D, N, WIDE, KV_HEADS, READ)
+        put(one, two, k + k_token + own * D, own < KV, c, s, k_weight, k_bias, eps, D, N, WIDE, KV_HEADS, READ, WRITE)
         tl.store(v + v_token + own * D + channel, moved.to(v.dtype.element_ty), mask=inside)
+
+
+def tile(tokens: int, heads: int, elements: int) -> tuple[int, int]:
+    """(groups of query heads that a program turns one after the other, warps)."""
+    return 1, warps_for(elements)
 
 
 def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch.Tensor | None = None,
@@ -76,10 +88,11 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
         k, v, slots = keys, values, slots.contiguous()
         strides = {"K_ROW": k.stride(0), "K_SLOT": k.stride(1), "V_ROW": v.stride(0), "V_SLOT": v.stride(1)}
     constants = sizes(heads, width, cos.shape[-1])
-    each = constants["HEADS"]
-    kv_each = min(power(kv_heads), each)
-    launch(split_qkv_norm_rope_kernel, (packed.shape[0], blocks(heads, each) + blocks(kv_heads, kv_each)), packed, cos, sin,
+    several, warps = tile(packed.shape[0], heads, constants["HEADS"] * power(width))
+    kv_each = min(power(kv_heads), constants["HEADS"])
+    parts = blocks(heads, constants["HEADS"] * several) + blocks(kv_heads, kv_each)
+    launch(split_qkv_norm_rope_kernel, (packed.shape[0], parts), packed, cos, sin,
            q_weight, k_weight, q_bias, k_bias, slots, q, k, v, rows_in(cos, axes), lead[-1] if lead else 1, eps or 0.0,
-           TOKEN=distance, H=heads, KV=kv_heads, KV_HEADS=kv_each, READ=read, WRITE=write, AXES=axes,
-           ONE=one, TWO=two, **strides, **constants, warps=warps_for(each * power(width)))
+           TOKEN=distance, H=heads, KV=kv_heads, KV_HEADS=kv_each, EACH=several, READ=read, WRITE=write, AXES=axes,
+           ONE=one, TWO=two, **strides, **constants, warps=warps)
     return q, k, v
