@@ -29,11 +29,10 @@ def fill(name: str, tensor, generator) -> None:
 
     drawn = torch.randn(tensor.shape, generator=generator, device=generator.device)
     if "norm" in name:
-        tensor.copy_(1 + 0.3 * drawn)
-    elif "embed_tokens" in name:
-        tensor.copy_(drawn)
-    else:
-        tensor.copy_(drawn * (0.3 if tensor.dim() == 1 else tensor.shape[-1] ** -0.5))
+        drawn = 1 + 0.3 * drawn
+    elif "embed_tokens" not in name:
+        drawn *= 0.3 if tensor.dim() == 1 else tensor.shape[-1] ** -0.5
+    tensor.copy_(drawn.to(tensor.dtype))
 
 
 def write(folder: Path, config: dict[str, Any], seed: int = 0, device: str = "cpu") -> int:

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from glmc.kernels import driver
 from glmc.kernels.timing import microseconds
 
 
@@ -17,7 +18,7 @@ def device() -> dict[str, Any]:
     """The GPU, its driver and the versions of what compiles for it."""
     found = torch.cuda.get_device_properties(0)
     return {"gpu": found.name, "memory_bytes": found.total_memory, "multiprocessors": found.multi_processor_count,
-            "l2_bytes": found.L2_cache_size, "driver": torch._C._cuda_getDriverVersion(), "cuda": torch.version.cuda,
+            "l2_bytes": found.L2_cache_size, "driver": list(driver.version()), "cuda": torch.version.cuda,
             "triton": triton.__version__}
 
 

@@ -67,6 +67,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--peers", default="eager,compiled")
     options.add_argument("--scratch", type=Path, help="where checkpoint and artefact are made, or are already")
+    options.add_argument("--prepare", action="store_true", help="only make the checkpoint and the artefact")
     options.add_argument("--out", type=Path, default=default_out("gpu/decode"))
     options.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -99,6 +100,8 @@ def compare(report: Report, given: argparse.Namespace, scratch: Path) -> None:
                      weights="link", progress=progress)
         seconds |= {"compile": round(time.perf_counter() - began, 1), "stages end at": laps}
     print(json.dumps(seconds), flush=True)
+    if given.prepare:
+        return
     copy = max(gpu_clock.copy_bandwidth().values())
     report.add("copy", copy / 1e9, "GB/s")
     torch.cuda.empty_cache()

@@ -60,9 +60,10 @@ def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias
         tl.store(v + v_token + own * D + channel, moved.to(v.dtype.element_ty), mask=inside)
 
 
-def tile(tokens: int, heads: int, elements: int) -> tuple[int, int]:
-    """(groups of query heads that a program turns one after the other, warps)."""
-    return 1, warps_for(elements)
+def tile(tokens: int, heads: int, width: int, normed: bool) -> tuple[int, int, int]:
+    """(Query heads that are turned at once, how often a program does that, warps)."""
+    each = min(power(heads), max(1, 2048 // power(width)))
+    return each, 1, warps_for(each * power(width))
 
 
 def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch.Tensor | None = None,
@@ -87,12 +88,11 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
     else:
         k, v, slots = keys, values, slots.contiguous()
         strides = {"K_ROW": k.stride(0), "K_SLOT": k.stride(1), "V_ROW": v.stride(0), "V_SLOT": v.stride(1)}
-    constants = sizes(heads, width, cos.shape[-1])
-    several, warps = tile(packed.shape[0], heads, constants["HEADS"] * power(width))
-    kv_each = min(power(kv_heads), constants["HEADS"])
-    parts = blocks(heads, constants["HEADS"] * several) + blocks(kv_heads, kv_each)
+    each, often, warps = tile(packed.shape[0], heads, width, q_weight is not None)
+    constants = {**sizes(heads, width, cos.shape[-1]), "HEADS": each, "KV_HEADS": min(power(kv_heads), each), "EACH": often}
+    parts = blocks(heads, each * often) + blocks(kv_heads, constants["KV_HEADS"])
     launch(split_qkv_norm_rope_kernel, (packed.shape[0], parts), packed, cos, sin,
            q_weight, k_weight, q_bias, k_bias, slots, q, k, v, rows_in(cos, axes), lead[-1] if lead else 1, eps or 0.0,
-           TOKEN=distance, H=heads, KV=kv_heads, KV_HEADS=kv_each, EACH=several, READ=read, WRITE=write, AXES=axes,
+           TOKEN=distance, H=heads, KV=kv_heads, READ=read, WRITE=write, AXES=axes,
            ONE=one, TWO=two, **strides, **constants, warps=warps)
     return q, k, v
