@@ -148,7 +148,7 @@ def rows_in(table: torch.Tensor, axes: bool = False) -> int:
 
 def sizes(heads: int, width: int, lanes: int) -> dict[str, int]:
     """The constants of `put` for heads of one kind."""
-    return {"D": width, "N": lanes, "WIDE": power(width), "HEADS": min(power(heads), max(1, 2048 // power(width)))}
+    return {"D": width, "N": lanes, "WIDE": power(width), "HEADS": min(power(heads), max(1, 4096 // power(width)))}
 
 
 def start(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weight: torch.Tensor | None, eps: float, read: int,
@@ -161,7 +161,8 @@ def start(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weight: torch.T
     constants = sizes(heads, width, cos.shape[-1])
     each = constants["HEADS"]
     launch(rope_kernel, (flat.shape[0], blocks(heads, each)), flat, cos, sin, weight, y, rows_in(cos), eps,
-           TOKEN=distance, H=heads, READ=read, WRITE=write, **constants, warps=warps_for(each * power(width)))
+           TOKEN=distance, H=heads, READ=read, WRITE=write, **constants,
+           warps=min(warps_for(each * power(width)), 8 if weight is not None else 4))
     return y
 
 

@@ -15,6 +15,9 @@ from glmc.kernels.pick_lanes.triton import bits
 from glmc.kernels.rope.triton import WIDEST, angles, heads_at, put, rows_in, sizes, table_of
 from glmc.kernels.triton import blocks, launch, power, rows_of, warps_for
 
+_LONG = 512
+"""Tokens from which on there are more than enough programs."""
+
 
 def accepts(site) -> str | None:
     if "keys" in site and site["keys"][0] != site["qkv"][0]:
@@ -60,10 +63,15 @@ def split_qkv_norm_rope_kernel(qkv, cos, sin, q_weight, k_weight, q_bias, k_bias
         tl.store(v + v_token + own * D + channel, moved.to(v.dtype.element_ty), mask=inside)
 
 
-def tile(tokens: int, heads: int, width: int, normed: bool) -> tuple[int, int, int]:
-    """(Query heads that are turned at once, how often a program does that, warps)."""
+def tile(tokens: int, heads: int, width: int) -> tuple[int, int, int]:
+    """(Query heads that are turned at once, how often a program does that, warps).
+
+    As measured on an H200: of a long prompt a program takes all of a token's heads where there are many, and the cosines, sines
+    and weights are read once; with few tokens every group of heads is a program of its own.
+    """
     each = min(power(heads), max(1, 2048 // power(width)))
-    return each, 1, warps_for(each * power(width))
+    often = min(blocks(heads, each), 8) if tokens >= _LONG and heads > 2 * each else 1
+    return each, often, warps_for(each * power(width))
 
 
 def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch.Tensor | None = None,
@@ -88,7 +96,7 @@ def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_weight: torch
     else:
         k, v, slots = keys, values, slots.contiguous()
         strides = {"K_ROW": k.stride(0), "K_SLOT": k.stride(1), "V_ROW": v.stride(0), "V_SLOT": v.stride(1)}
-    each, often, warps = tile(packed.shape[0], heads, width, q_weight is not None)
+    each, often, warps = tile(packed.shape[0], heads, width)
     constants = {**sizes(heads, width, cos.shape[-1]), "HEADS": each, "KV_HEADS": min(power(kv_heads), each), "EACH": often}
     parts = blocks(heads, each * often) + blocks(kv_heads, constants["KV_HEADS"])
     launch(split_qkv_norm_rope_kernel, (packed.shape[0], parts), packed, cos, sin,
