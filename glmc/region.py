@@ -94,7 +94,7 @@ class Bound:
             needed |= used
         self._lines = lines[::-1]
 
-    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __call__(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
         values: list[Any] = [*inputs, *(None,) * (self._size - len(inputs))]
         for call, args, kwargs, slot, release in self._lines:
             values[slot] = call(*[_fill(a, values) for a in args], **{k: _fill(v, values) for k, v in kwargs.items()})

@@ -62,7 +62,7 @@ def inputs(captured: Captured, values: dict[Any, int], device: torch.device, see
     for name, (dtype, _) in captured.shapes.items():
         shape = sizes[name]
         strides = concrete(captured.strides[name], values)
-        order = sorted(range(len(shape)), key=lambda dim, strides=strides: -strides[dim])
+        order = sorted(range(len(shape)), key=[-stride for stride in strides].__getitem__)
         if dtype.is_floating_point:
             drawn = torch.randn([shape[d] for d in order], generator=draw, dtype=dtype, device=device)
             made[name] = drawn.permute([order.index(d) for d in range(len(shape))])
@@ -178,7 +178,7 @@ def judge_for(target: Target, bounds: Bounds, done: Callable[[int, int], None] =
     if not knobs.get("GLMC_TIMING"):
         return "GLMC_TIMING=0"
     device = gpu.here(target)
-    if device is None:
+    if device is None or target.gpu is None:
         there = sorted({gpu.name_of(n) for n in range(torch.cuda.device_count())})
         return f"the GPU here is {', '.join(there)}" if there else "torch sees no GPU here"
     from glmc.passes.ahead import Built

@@ -156,7 +156,7 @@ def settle(sites: list[Site], graph: fx.Graph, target: Target, taken: int = 0, j
 
     def refuses(site: Site) -> str | None:
         found = verdicts.get(kind(site)) if verdicts else None
-        return found and found.reason
+        return found.reason if found else None
 
     while True:
         decisions = choose(sites, graph, target, taken=taken, refuses=refuses)

@@ -165,7 +165,7 @@ def _there(kernel: Callable, device: torch.device) -> Callable:
         moved = [t if t is None else t.to(device) for t in tensors]
         results = all_of(kernel(*moved, **scalars))
         for tensor, other in zip(tensors, moved, strict=True):
-            if tensor is not None:
+            if tensor is not None and other is not None:
                 tensor.copy_(other)
         return tuple(r.cpu() for r in results)
 

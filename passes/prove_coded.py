@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,8 +94,7 @@ def _rows(keep: Keep, held: torch.Tensor, draw: torch.Generator, dtype: torch.dt
     kernel = kernels.load("linear", "triton")
     for count in (1, 3, kernel.FEW + 1):
         x = torch.randn(count, keep.sizes[1], generator=draw).to(dtype)
-        yield (lambda w, x=x: functional.linear(x, w), lambda w, x=x: kernel.run(x, w),
-               lambda w, x=x: functional.linear(x.double(), w))
+        yield partial(functional.linear, x), partial(kernel.run, x), partial(functional.linear, x.double())
 
 
 def _experts(keep: Keep, held: torch.Tensor, draw: torch.Generator, dtype: torch.dtype,

@@ -88,9 +88,10 @@ class Keep:
         if self.gpu:
             import torch
 
+            from glmc.kernels.dequantise import Coded
             from glmc.kernels.dequantise.cpu import run
 
-            return run(self.bound(tensor), torch.float32)
+            return run(Coded.of(self.form, self.sizes, tensor), torch.float32)
         if self.split:
             return split.unpack(tensor, self.form, self.split, self.sizes)
         return panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor

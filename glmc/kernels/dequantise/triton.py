@@ -20,7 +20,8 @@ def accepts(site) -> str | None:
     return None
 
 
-def operand(weight: torch.Tensor | Coded) -> tuple[tuple[torch.Tensor | None, ...], dict[str, Any]]:
+def operand(weight: torch.Tensor | Coded,
+            ) -> tuple[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None], dict[str, Any]]:
     """A matrix for a kernel that calls `tile_of`: its tensors (weights or codes, scales, factors), and its constants."""
     if isinstance(weight, Coded):
         return ((weight.codes, weight.scales, weight.factors),
