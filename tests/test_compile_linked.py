@@ -53,7 +53,7 @@ def pair(request, tmp_path_factory):
     source = split(models.published("glm4_moe", dtype, num_hidden_layers=LAYERS[target])[2], folder / "checkpoint")
     with pytest.MonkeyPatch.context() as patch:
         surveyed = functools.cache(building.survey)
-        patch.setattr(building, "survey", lambda _, target, dtype, progress: dataclasses.replace(
+        patch.setattr(building, "survey", lambda _, target, dtype, *rest: dataclasses.replace(
             found := surveyed(source, target, dtype), notes=list(found.notes)))
         patch.setattr(building, "prove", lambda *_: [])
         patch.setattr(building, "prove_native", lambda *_: [])

@@ -35,7 +35,7 @@ def known(target, dtype):
 
 @pytest.fixture(autouse=True)
 def surveyed_once(monkeypatch):
-    def again(source, target, dtype, progress):
+    def again(source, target, dtype, *_):
         config = read_config(source)
         found = known(target.name, survey.dtype_of(config, dtype))
         return dataclasses.replace(found, config=config, dims=families.load(config).read(config), notes=list(found.notes))
