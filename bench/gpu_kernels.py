@@ -141,6 +141,7 @@ def main() -> None:
     details: dict[str, Any] = {"device": gpu_clock.device(), "copies": copies, "shares": {}, "buckets": {}, "liger": {},
                                "attention": {}}
     attentions(report, details)
+    report.finish(HOW, details)  # now and then, so that what is known is not lost to what takes long
     for tokens in map(int, given.tokens.split(",")):
         for case in (*norms(tokens), *turns(tokens), *splits(tokens)):
             sets = case.sets()
@@ -155,6 +156,7 @@ def main() -> None:
                            "x", NEVER, "higher")
                 details["liger"][f"{case.name}, {tokens}"] = summary(theirs, 2)
             del sets
+        report.finish(HOW, details)
     for tokens in map(int, given.buckets.split(",")):
         for case in splits(tokens):
             sets = case.sets()
