@@ -133,8 +133,8 @@ def compare(report: Report, given: argparse.Namespace, scratch: Path) -> None:
             other = (Eager(published, prompt, count, given.steps) if name == "eager" else
                      Compiled(published, prompt, count, given.steps, slots))
             samples = measure.interleave({"glmc": ours[count].rate, name: other.rate}, given.rounds, warm=2)
-            report.add(f"decode, {count} rows, over {name}", statistics.median(samples["glmc"]) / statistics.median(samples[name]),
-                       "x", AHEAD, "higher")
+            times = statistics.median(samples["glmc"]) / statistics.median(samples[name])
+            report.add(f"decode, {count} rows, over {name}", times, "x", AHEAD, "higher")
             same = sum(a == b for a, b in zip(other.tokens, ours[count].tokens, strict=True))
             details["decode"][str(count)]["peers"][name] = {
                 **{who: measure.summary(found, 2) for who, found in samples.items()}, "tokens_equal_to_glmc": same}
