@@ -88,7 +88,8 @@ def test_its_proofs_are_of_what_is_taken(artifact):
     assert {p["fusion"] for p in artifact.json("proofs.json")["proofs"]} == set(KEPT)
 
 
-@pytest.mark.parametrize(("value", "reason"), [("0", "GLMC_TIMING=0"), ("", "torch sees no GPU here")])
+@pytest.mark.parametrize(("value", "reason"), [
+    pytest.param("0", "GLMC_TIMING=0", marks=pytest.mark.slow), ("", "torch sees no GPU here")])
 def test_untimed_gains_are_predicted_and_a_note_says_why(tmp_path, monkeypatch, value, reason):
     monkeypatch.setenv("GLMC_TIMING", value)
     monkeypatch.setenv("GLMC_ONLY", "rope")

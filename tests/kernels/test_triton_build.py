@@ -20,7 +20,7 @@ GLM_5 = {"B": 2, "S": 1, "L": 4096, "H": 64, "N": 192, "E": 64, "R": 512, "M": 6
 PUBLISHED = {
     "latent_attention": (GLM_5, {**GLM_5, "H": 20, "M": 20 * (192 + 256), "chosen": None}),
     "attention": tuple({"B": 2, "H": heads, "K": kv, "S": tokens, "L": 512, "D": wide, "V": wide, "scale": 0.1}
-                       for heads, kv, wide in ((32, 2, 128), (96, 8, 128), (16, 16, 64), (8, 8, 256)) for tokens in (1, 300)),
+                       for heads, kv, wide in ((96, 8, 128), (8, 8, 256)) for tokens in (1, 300)),
     "lightning_indexer": ({**GLM_5, "H": 32, "D": 128, "top": 2048, "head_scale": 0.25},),
 }
 """Fusion -> sizes of GLM-4-9B, GLM-4.5, GLM-5 and GLM-4.7-Flash, and wider and narrower heads."""
