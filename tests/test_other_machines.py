@@ -103,7 +103,7 @@ def test_every_launch_within_the_bounds_was_built_ahead(gpu):
 
 def test_a_gpu_artefact_gives_transformers_numbers_in_the_interpreter(gpu):
     config, model, artifact = gpu
-    agrees(config, model, glmc.load(artifact.folder, device="triton-interpreted"), (5, 12), 3)
+    agrees(config, model, glmc.load(artifact.folder, device="triton-interpreted"), (9,), 2)
 
 
 def test_no_compiler_is_loaded_or_started(gpu):
@@ -119,7 +119,7 @@ def test_rows_of_a_batch_in_the_interpreter(gpu):
     assert [a.token_ids for a in answers] == [models.greedy(model, ids, 2) for ids in prompts]
 
 
-@pytest.mark.parametrize("variant", LATENT)
+@pytest.mark.parametrize("variant", [pytest.param("glm4_moe_lite", marks=pytest.mark.slow), "glm_moe_dsa"])
 def test_latent_attention_and_its_indexer_in_the_interpreter(variant, tmp_path_factory):
     """Beyond the slots that an indexer chooses, many new tokens and one, one row and several."""
     config, model, artifact = made(variant, "cuda:sm_90", tmp_path_factory, **LATENT[variant])
@@ -130,8 +130,8 @@ def test_latent_attention_and_its_indexer_in_the_interpreter(variant, tmp_path_f
     assert {"latent_attention_kernel", "head_product_kernel", "join_kernel"} <= {one.name for one in asked}
     assert all(sealed.find(one.digest, one.name) for one in asked)
     session = glmc.load(artifact.folder, device="triton-interpreted")
-    agrees(config, model, session, (4, 15), 3)
-    prompts = models.prompts(config["vocab_size"], 3, 11)
+    agrees(config, model, session, (9,), 2)
+    prompts = models.prompts(config["vocab_size"], 3, 7)
     answers = session.generate_batch(prompts, max_new_tokens=2)
     assert [a.token_ids for a in answers] == [models.greedy(model, ids, 2) for ids in prompts]
 
