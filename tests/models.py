@@ -7,7 +7,9 @@ biases and the router's correction bias are not zero.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -119,12 +121,25 @@ def published(variant: str, dtype: str = "float32", **changes: Any) -> tuple[dic
 def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: int = MAX_BATCH, **changes: Any) -> Made:
     """A variant compiled for `target` and loaded; compiled once however many tests ask."""
     config, model, checkpoint = published(variant, dtype, **changes)
-    out = Path(tempfile.mkdtemp(prefix="out-", dir=scratch())) / f"{variant}.glmc"
-    if target == "cpu:aoti":  # its loops are made for as many threads as there are when it is compiled
-        os.environ["OMP_NUM_THREADS"] = "2"
-        torch.set_num_threads(2)
-    glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
+    if target == "cpu:aoti":  # a minute, so the processes of a run share it
+        out = compiled_once(f"{variant}-{dtype}-{max_batch}-{sorted(changes.items())}", checkpoint, target, max_batch)
+    else:
+        out = Path(tempfile.mkdtemp(prefix="out-", dir=scratch())) / f"{variant}.glmc"
+        glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
     return Made(config, model, checkpoint, out, glmc.load(out))
+
+
+def compiled_once(told: str, checkpoint: Path, target: str, max_batch: int) -> Path:
+    """The artefact of what `told` says, made by the first process of a run that asks; the others wait for it."""
+    run = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", scratch()))
+    out = run / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.glmc"
+    with (run / "compiling.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            os.environ["OMP_NUM_THREADS"] = "2"  # its loops are made for as many threads as there are when it is compiled
+            torch.set_num_threads(2)
+            glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
+    return out
 
 
 def aot(dtype: str = "float32") -> Made:
