@@ -14,8 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers.utils import logging
 
-import glmc
-
 
 class Glmc:
     """The artefact through the public API, sampler and check for finite logits included."""
@@ -94,7 +92,3 @@ def published_model(checkpoint: Path) -> torch.nn.Module:
     logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, attn_implementation="sdpa",
                                                 device_map={"": 0}).eval()
-
-
-def opened(artifact: Path) -> Any:
-    return glmc.load(artifact)

@@ -113,9 +113,9 @@ def compare(report: Report, given: argparse.Namespace, scratch: Path) -> None:
     report.add("files that a compiler made while loading and decoding", len(last["compiled"]), "", 0, "equal")
     details: dict[str, Any] = {"device": gpu_clock.device(), "config": config, "seconds": seconds, "opening": phases,
                                "decode": {}}
-    from gpu_contenders import Compiled, Eager, Glmc, opened, published_model
+    from gpu_contenders import Compiled, Eager, Glmc, published_model
 
-    model = opened(artifact)
+    model = glmc.load(artifact)
     prompt = torch.randint(1, config["vocab_size"], (given.prompt,), generator=torch.Generator().manual_seed(1)).tolist()
     ours = {count: Glmc(model, prompt, count, given.steps) for count in rows}
     for count in rows:
