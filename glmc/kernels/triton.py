@@ -11,8 +11,6 @@ import functools
 import hashlib
 import inspect
 import json
-import re
-import subprocess
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,8 +28,8 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from glmc.errors import InternalError, UsageError
-from glmc.kernels import driver, has, holding, load
+from glmc.errors import UsageError
+from glmc.kernels import built, driver, has, holding, load
 
 VERSION: str = triton.__version__
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
@@ -292,29 +290,12 @@ def build(asked: Launch, gpu: Gpu, cache_folder: Path) -> tuple[bytes, dict[str,
         triton.knobs.cache.dir = str(cache_folder)
         made = triton.compile(asked.source(), GPUTarget(*gpu), {"num_warps": asked.warps, "num_stages": asked.stages})
     binary = made.asm["cubin" if gpu[0] == "cuda" else "hsaco"]
-    _check_plain(asked, made)
+    built.check_plain(asked.name, asked.parameters(), made)
     described = {k: v for k, v in json.loads(json.dumps(made.metadata._asdict(), default=vars)).items()
                  if not (isinstance(v, str) and v.startswith("/")) and k != "extern_libs"}
-    used = (_used_on_nvidia(made.asm["ptx"], int(gpu[1]), cache_folder) if gpu[0] == "cuda"
-            else _used_on_amd(made.asm["amdgcn"]))
+    used = (built.used_on_nvidia(made.asm["ptx"], int(gpu[1]), _ptxas(int(gpu[1])).path, cache_folder) if gpu[0] == "cuda"
+            else built.used_on_amd(made.asm["amdgcn"]))
     return binary, described, {**used, "shared_bytes": described["shared"]}
-
-
-_PTX = {"P": "u64", "i": "u32", "q": "u64", "f": "f32"}
-"""How `struct` packs a parameter -> its type in PTX."""
-
-
-def _check_plain(asked: Launch, made: CompiledKernel) -> None:
-    """Our launcher packs parameters as this Triton builds them, and gives a kernel nothing but a grid and shared memory."""
-    told = made.metadata
-    special = [name for name in ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "launch_pdl")
-               if getattr(told, name, 0)] + ["num_ctas"] * (getattr(told, "num_ctas", 1) != 1)
-    wanted = [_PTX[one] for one in driver.format_of(asked.parameters())]
-    found = (re.findall(r"\.param \.(\w+)", made.asm["ptx"].partition(f".entry {told.name}(")[2].partition(")")[0])
-             if "ptx" in made.asm else wanted)
-    if special or found != wanted:
-        raise InternalError("Triton builds a kernel that takes more than its parameters", field=asked.name, expected=wanted,
-                            found=special or found)
 
 
 def assembler(gpu: Gpu) -> str | None:
@@ -324,30 +305,3 @@ def assembler(gpu: Gpu) -> str | None:
 
 def _ptxas(arch: int) -> Any:
     return triton.knobs.nvidia.ptxas_blackwell if arch >= 100 else triton.knobs.nvidia.ptxas
-
-
-def _used_on_nvidia(ptx: str, arch: int, folder: Path) -> dict[str, int]:
-    """Registers a thread and bytes spilled, by the assembler's report."""
-    place = folder / "reported.ptx"
-    place.write_text(ptx)
-    name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-    said = subprocess.run([_ptxas(arch).path, "-v", f"--gpu-name={name}", str(place), "-o", "/dev/null"], check=True,
-                          capture_output=True, text=True).stderr
-    registers, stores, loads = (_count(rf"{before}(\d+) {after}", said) for before, after in
-                                (("Used ", "registers"), ("", "bytes spill stores"), ("", "bytes spill loads")))
-    return {"registers": registers, "spilled_bytes": stores + loads}
-
-
-def _used_on_amd(assembly: str) -> dict[str, int]:
-    """Vector registers and bytes spilled (a register is four), by the assembler's own notes."""
-    registers, vector, scalar = (_count(rf"\.{word}:\s*(\d+)", assembly) for word in
-                                 ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count"))
-    return {"registers": registers, "spilled_bytes": 4 * (vector + scalar)}
-
-
-def _count(pattern: str, report: str) -> int:
-    """The number that a tool's report gives. Raises InternalError where it does not say."""
-    found = re.search(pattern, report)
-    if found is None:
-        raise InternalError("a tool of Triton reports otherwise than it did", expected=pattern, found=report[-400:])
-    return int(found[1])
