@@ -8,6 +8,7 @@ outside the layers, one layer and, for bfloat16, a float32 copy of that.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -53,7 +54,7 @@ def against(artifact: Artifact, source: Path, seed: int = 0, device: str | None 
 
 def _same_architecture(artifact: Artifact, checkpoint: Checkpoint) -> None:
     ours = artifact.manifest["dims"]
-    theirs = json.loads(json.dumps(dict(families.load(checkpoint.config, checkpoint.folder).read(checkpoint.config).__dict__)))
+    theirs = json.loads(json.dumps(dataclasses.asdict(families.load(checkpoint.config, checkpoint.folder).read(checkpoint.config))))
     for name in sorted((ours.keys() & theirs.keys()) - set(_NOT_SIZES), key=lambda n: (n != "model_type", n)):
         if ours[name] != theirs[name]:
             raise IncompatibleArtifact("the checkpoint is of another architecture than the artefact", field=name,

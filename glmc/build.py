@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import platform
 import re
@@ -29,7 +30,8 @@ from glmc.checkpoint.scheme import Scheme, scheme_of
 from glmc.errors import NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.machine import cpu_flags
-from glmc.native.keep import QUANTS, Keep, forms, forms_for_gpu, written
+from glmc.native.keep import QUANTS, Keep, forms, forms_for_gpu
+from glmc.native.keep import written as kept_json
 from glmc.passes.contenders import judge_for
 from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
@@ -37,10 +39,12 @@ from glmc.passes.prove import prove
 from glmc.passes.prove_coded import prove_coded
 from glmc.passes.prove_native import prove_native
 from glmc.passes.workers import compile_all
+from glmc.program import MAIN, written
 from glmc.survey import Progress, Survey, survey
 from glmc.target import Target, compilable
 
 _NO_PRODUCT = "other steps than products read it, which take no codes"
+_LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -71,8 +75,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
         as_they_are = stays if dtype == "auto" and quant is None else {}
         native = machine.engine == "native"
-        keeps = (forms(surveyed.program, quant, as_they_are) if native else
-                 forms_for_gpu(surveyed.program, as_they_are) if machine.gpu else {})
+        keeps = _keeps(surveyed, quant, as_they_are)
         if machine.gpu:
             opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
         surveyed.notes += _kept(stays, opened, keeps, surveyed.dtype if quant is None else quant)
@@ -91,7 +94,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
             progress("link weights", len(linked), len(linked))
         proofs = prove(surveyed.captured, machine)
         progress("prove", len(proofs), len(proofs))
-        lowering = prove_native(surveyed.program, keeps) if native else []
+        lowering = [proof for p in surveyed.programs.values() for proof in prove_native(p, keeps)] if native else []
         decoding = prove_coded(keeps) if machine.gpu else []
         for name, tensor in buffers.items():
             sink.write(name, tensor)
@@ -100,8 +103,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         _compile_regions(surveyed, bounds, keeps, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)
-        kept = {"kept": written(surveyed.program, keeps)} if keeps else {}
-        writer.add_json("program.json", surveyed.program.to_json() | kept)
+        kept = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
+        writer.add_json("program.json", written(surveyed.programs) | kept)
         writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes,
                                        "broken": surveyed.ledger.broken})
         writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering],
@@ -163,6 +166,17 @@ def _recipes(surveyed: Survey, checkpoint: Checkpoint, scheme: Scheme | None) ->
     return made if scheme is None else {name: dequantised(recipe, tensors, scheme.block) for name, recipe in made.items()}
 
 
+def _keeps(surveyed: Survey, quant: str | None, sources: dict[str, str]) -> dict[str, Keep]:
+    """Weight -> the form in which it is kept, where that is not as the regions' text has it. Only the text is quantised."""
+    found: dict[str, Keep] = {}
+    for part, program in surveyed.programs.items():
+        if surveyed.target.engine == "native":
+            found |= forms(program, quant if part == MAIN else None, sources)
+        elif surveyed.target.gpu is not None:
+            found |= forms_for_gpu(program, sources)
+    return found
+
+
 def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor], keeps: dict[str, Keep], recipes: dict[str, Recipe],
             ) -> dict[str, Want]:
     def want(name: str, dtype: str, shape: tuple[int, ...]) -> Want:
@@ -192,7 +206,7 @@ def _kept(stays: dict[str, str], opened: dict[str, str], keeps: dict[str, Keep],
 
 def _drafts(leftover: list[str], layers: int) -> list[str]:
     """A note on the layers that predict further tokens, which the published model does not have."""
-    found = [int(m[1]) for name in leftover if (m := re.match(r"model\.layers\.(\d+)\.", name)) and int(m[1]) >= layers]
+    found = [int(m[1]) for name in leftover if (m := _LAYER.match(name)) and int(m[1]) >= layers]
     return [f"layers {sorted(set(found))} predict further tokens and are left out: {len(found)} tensors"] if found else []
 
 
@@ -200,7 +214,7 @@ def _compile_regions(surveyed: Survey, bounds: Bounds, keeps: dict[str, Keep], w
                      ) -> None:
     """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts."""
     regions = surveyed.program.regions.values()
-    for region in regions:
+    for region in itertools.chain.from_iterable(program.regions.values() for program in surveyed.programs.values()):
         writer.add_bytes(f"regions/{region.name}.region", region.text().encode())
     with tempfile.TemporaryDirectory(prefix="glmc-regions-") as scratch:
         if surveyed.target.engine == "aoti":
@@ -221,6 +235,6 @@ def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover
         "glmc": __version__, "torch": torch.__version__, "family": surveyed.dims.model_type,
         "target": surveyed.target.name, "engine": surveyed.target.engine, "dtype": surveyed.dtype, "quant": quant,
         "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.engine == "aoti" else {},
-        "dims": dict(surveyed.dims.__dict__), "bounds": {"max_len": bounds.max_len, "max_batch": bounds.max_batch},
+        "dims": dataclasses.asdict(surveyed.dims), "bounds": {"max_len": bounds.max_len, "max_batch": bounds.max_batch},
         "source": checkpoint.digest(), "left_unused": leftover, "seconds": surveyed.seconds,
     }

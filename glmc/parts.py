@@ -13,7 +13,7 @@ from glmc import published
 from glmc.cache import layout
 from glmc.trace import Trace
 
-_ROWS, _TOKENS, _SLOTS = 2, 5, 16
+_ROWS, _TOKENS, _SLOTS, _FEATURES = 2, 5, 16, 7
 _MOST = 1 << 20
 
 
@@ -64,8 +64,9 @@ def text_part(model: Any, dtype: torch.dtype) -> Part:
     rotary = getattr(getattr(model.model, "language_model", model.model), "rotary_emb", None)
     three = hasattr(rotary, "mrope_section")
     least = max(2, getattr(text, "index_topk", 2))
-    sizes = {"B": _ROWS, "S": _TOKENS, "L": max(_SLOTS, least)}
-    dims = {"B": torch.export.Dim("B", min=2, max=_MOST), "S": torch.export.Dim("S", min=2, max=_MOST),
+    media = three and published.takes_features(model)
+    sizes = {"B": _ROWS, "S": _TOKENS, "L": max(_SLOTS, least), "M": _FEATURES}
+    dims = {"M": torch.export.Dim("M", min=2, max=_MOST), "B": torch.export.Dim("B", min=2, max=_MOST), "S": torch.export.Dim("S", min=2, max=_MOST),
             "L": torch.export.Dim("L", min=least, max=_MOST)}
 
     def made(shape: tuple[int | str, ...], kind: torch.dtype) -> torch.Tensor:
@@ -76,11 +77,14 @@ def text_part(model: Any, dtype: torch.dtype) -> Part:
 
     shapes: list[tuple[int | str, ...]] = [("B", "S"), (3, "B", "S") if three else ("B", "S"), ("L",)]
     shapes += [("B", "S")] if three else []
+    features: list[tuple[int | str, ...]] = [("M", text.hidden_size)] if media else []
     caches = [tuple(made(*spec) for spec in layer.values()) for layer in layers]
-    args = (*(made(s, torch.int64) for s in shapes), caches)
-    dynamic = (*(moving(s) for s in shapes), [tuple(moving(shape) for shape, _ in layer.values()) for layer in layers])
-    names = ("input_ids", "positions", "slots", *(("where",) if three else ()),
+    tail: list[tuple[int | str, ...]] = [("B", "S")] if media else []
+    args = (*(made(s, torch.int64) for s in shapes), *(made(s, dtype) for s in features),
+            *(made(s, torch.int64) for s in tail), caches)
+    dynamic = (*(moving(s) for s in (*shapes, *features, *tail)), [tuple(moving(shape) for shape, _ in layer.values()) for layer in layers])
+    names = ("input_ids", "positions", "slots", *(("where",) if three else ()), *(("features", "media") if media else ()),
              *(f"{name}.{i}" for i, layer in enumerate(layers) for name in layer))
-    explicit = published.ExplicitRows if three else published.Explicit
+    explicit = published.ExplicitMedia if media else published.ExplicitRows if three else published.Explicit
     module = explicit(model, [tuple(layer) for layer in layers])
-    return Part("text", module, args, dynamic, {"B": (0, 0), "S": (0, 1), "L": (2, 0)}, names)
+    return Part("text", module, args, dynamic, {"B": (0, 0), "S": (0, 1), "L": (2, 0), **({"M": (4, 0)} if media else {})}, names)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ from glmc.errors import DamagedArtifact, IncompatibleArtifact
 PLACES_VERSION = 1
 KERNELS = "kernels/index.json"
 """The file of an artefact that lists the kernels built ahead."""
+MAIN = "text"
+"""The part of a model that generates: what program.json describes, with the other parts as its `stages`."""
 ROLES = ("value", "weight", "cache")
 # Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
 FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}
@@ -137,7 +140,8 @@ Places = dict[str, dict[str, Place]]
 
 @dataclass(frozen=True)
 class Program:
-    """Regions by name, steps in order, the name of the logits, and where the published modules are in the regions."""
+    """Regions by name, steps in order, the name of the logits (of another part than the text: of its result), and where the
+    published modules are in the regions."""
 
     regions: dict[str, Region]
     steps: tuple[Step, ...]
@@ -184,6 +188,29 @@ class Program:
 
     def calls(self) -> int:
         return len(self.steps)
+
+
+def written(programs: Mapping[str, Program]) -> dict[str, Any]:
+    """program.json of a model's parts by name."""
+    others = {name: program.to_json() for name, program in programs.items() if name != MAIN}
+    return programs[MAIN].to_json() | ({"stages": others} if others else {})
+
+
+def read(data: dict[str, Any], text_of: Callable[[str], str]) -> dict[str, Program]:
+    """The parts that program.json describes. text_of: a region's name -> its text. Raises DamagedArtifact, IncompatibleArtifact."""
+    stages = data.get("stages", {})
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise DamagedArtifact("the stages of the program are no objects", file="program.json", field="stages")
+    found = {}
+    for name, part in {MAIN: data, **stages}.items():
+        if not isinstance(part.get("regions"), list) or not all(isinstance(region, str) for region in part["regions"]):
+            raise DamagedArtifact("a part of the program does not list its regions", file="program.json", field="regions")
+        regions = {region: Region.parse(text_of(region)) for region in part["regions"]}
+        wrong = [n for n, r in regions.items() if r.name != n]
+        if wrong:
+            raise DamagedArtifact("a region's text has another name than its file", field=wrong[0])
+        found[name] = Program.from_json(part, regions)
+    return found
 
 
 def _places(data: Any) -> Places:

@@ -7,6 +7,8 @@ What crosses the boundary of a traced text model (B rows, S new tokens a row, L 
                       [3, B, S]  RoPE positions over time, height and width
     slots       int64 [L]        0, 1, ... L-1; only its length matters to the maths
     where       int64 [B, S]     the slot that each new token writes, where positions have three rows
+    features    [M, hidden]      what the vision tower made of images and frames, where there is a tower
+    media       int64 [B, S]     the row of `features` that a token is, -1 for text
     caches      per layer the tensors that glmc/cache.py names, written in place
     -> logits   [B, S, vocabulary]
 
@@ -51,6 +53,15 @@ def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torc
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+# A gather by numbers that no trace knows. The kernel of the same name runs it.
+torch.library.define("glmc::place_media", "(Tensor x, Tensor features, Tensor media) -> Tensor")
+
+
+@torch.library.impl("glmc::place_media", "Meta")
+def _(x: torch.Tensor, features: torch.Tensor, media: torch.Tensor):
+    return x.new_empty(x.shape)
+
+
 # The recurrence of linear attention loops over tokens, which no graph with a symbolic length can hold.
 torch.library.define("glmc::delta_rule", "(Tensor query, Tensor key, Tensor value, Tensor decay, Tensor share, "
                      "Tensor state) -> (Tensor, Tensor)")
@@ -84,13 +95,14 @@ class Explicit(nn.Module):
         return self.logits(input_ids, positions, slots, positions, caches)
 
     def logits(self, input_ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, where: torch.Tensor,
-               caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+               caches: list[tuple[torch.Tensor, ...]], embeddings: torch.Tensor | None = None) -> torch.Tensor:
         cache = Slots([dict(zip(n, c, strict=True)) for n, c in zip(self.names, caches, strict=True)], where, slots)
         visible: Any = slots[None, None, None, :] <= where[:, None, :, None]
         if "linear_attention" in (getattr(self.text, "layer_types", None) or ()):
             # These models take a mask of padding, of which there is none, and find out themselves what is visible.
             visible = {"indexed_attention": torch.ones_like(where, dtype=torch.bool), "linear_attention": None}
-        given = {"input_ids": input_ids, "attention_mask": visible, "position_ids": positions,
+        tokens = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
+        given = {**tokens, "attention_mask": visible, "position_ids": positions,
                  "past_key_values": cache, "use_cache": True}
         if not self.nested:
             return self.model(**given).logits
@@ -103,6 +115,22 @@ class ExplicitRows(Explicit):
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor,  # type: ignore[override]
                 where: torch.Tensor, caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
         return self.logits(input_ids, positions, slots, where, caches)
+
+
+class ExplicitMedia(Explicit):
+    """The same with the features of images and frames in the place of their tokens' embeddings."""
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor,  # type: ignore[override]
+                where: torch.Tensor, features: torch.Tensor, media: torch.Tensor, caches: list[tuple[torch.Tensor, ...]],
+                ) -> torch.Tensor:
+        embedded = self.model.model.language_model.embed_tokens(input_ids)
+        placed = torch.ops.glmc.place_media(embedded, features, media)
+        return self.logits(input_ids, positions, slots, where, caches, placed)
+
+
+def takes_features(model: Any) -> bool:
+    """Whether tokens of the text model are rows that a vision tower makes; an image tokenizer makes ids instead."""
+    return hasattr(model.model, "visual") and not hasattr(model.model, "vqmodel")
 
 
 def _without_others(model: Any) -> nn.Module:

@@ -41,7 +41,9 @@ class ExplicitTower(nn.Module):
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
-        self.visual = visual
+        self.model: Any = nn.Module()
+        self.model.model = nn.Module()
+        self.model.model.visual = visual  # at its published path
         for module in visual.modules():
             plain = getattr(type(module).forward, "__wrapped__", None)
             if plain is not None and hasattr(module, "inv_freq"):
@@ -50,7 +52,7 @@ class ExplicitTower(nn.Module):
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor,
                 grid: torch.Tensor | None = None) -> torch.Tensor:
         # Nothing here reads `max_seqlen`; left out, it would be read from the values of `ends`.
-        return self.visual(pixels, grid, position_ids=positions, cu_seqlens=ends, max_seqlen=1).pooler_output
+        return self.model.model.visual(pixels, grid, position_ids=positions, cu_seqlens=ends, max_seqlen=1).pooler_output
 
 
 class ExplicitTokenizer(nn.Module):

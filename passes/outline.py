@@ -130,7 +130,8 @@ class _Outliner:
             for source in outside:
                 for dim, size in enumerate(source.meta["val"].shape):
                     if str(size) == wanted:
-                        name = names.give(node, f"size_{self.symbols.get(wanted, wanted)}")
+                        letters = shape_text(source.meta["val"], self.symbols)[dim]
+                        name = names.give(node, "size_" + re.sub(r"\W+", "_", str(letters)))
                         body.append(f"{name} = aten.sym_size.int({names[source]}, {dim})")
                         return
             if node.args[0] not in names:

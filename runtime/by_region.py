@@ -14,6 +14,7 @@ from glmc.program import FORMS, Program
 from glmc.runtime.capture import Decoder
 from glmc.runtime.device import Device
 from glmc.runtime.memory import Cache, slots_of
+from glmc.runtime.prompt import Placed
 from glmc.runtime.steps import Steps
 from glmc.runtime.transfer import to_device
 
@@ -25,47 +26,59 @@ class ByRegion:
                  device: Device, kept: dict[str, Keep]) -> None:
         self.device = device
         self.steps = Steps(program, weights, calls, kept)
+        self.features = _features(program, device.torch)
         bounds = artifact.manifest["bounds"]
         self.least, most = slots_of(artifact.manifest)
         self.cache = Cache(program, bounds["max_batch"], most, device.torch)
         self.decoder = device.record and Decoder(self._decode, device.record, bounds["max_len"], device.torch)
 
-    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool) -> torch.Tensor:
+    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
         tokens = torch.tensor([list(ids)], dtype=torch.int64)
         positions = torch.arange(start, start + len(ids), dtype=torch.int64).unsqueeze(0)
-        return self._run("decode" if len(ids) == 1 else "prefill", tokens, positions, row, every_row)
+        with torch.no_grad():
+            named = self.named(tokens, positions, row, placed=placed)
+            return self._told(self.steps.run("decode" if len(ids) == 1 else "prefill", named, every_row))
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary].
+        """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1 or 2], as `named` takes them ->
+        logits [B, 1, vocabulary].
 
         positions: on the host. The logits are valid until the next call.
         """
-        if self.decoder is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            if self.decoder is not None:
                 return self._told(self.decoder(tokens, positions))
-        return self._run(_decoding(tokens), tokens, positions, 0, False)
+            return self._told(self.steps.run(_decoding(tokens), self.named(tokens, positions, 0), False))
 
     def _decode(self, tokens: torch.Tensor, positions: torch.Tensor, slots: int) -> torch.Tensor:
         return self.steps.run(_decoding(tokens), self.named(tokens, positions, 0, slots), False)
-
-    def _run(self, form: str, tokens: torch.Tensor, positions: torch.Tensor, row: int, every_row: bool) -> torch.Tensor:
-        with torch.no_grad():
-            return self._told(self.steps.run(form, self.named(tokens, positions, row), every_row))
 
     def _told(self, logits: torch.Tensor) -> torch.Tensor:
         return logits if self.device.ahead else logits.cpu()
 
     def named(self, tokens: torch.Tensor, positions: torch.Tensor, row: int, slots: int | None = None,
-              ) -> dict[str, torch.Tensor]:
+              placed: Placed | None = None) -> dict[str, torch.Tensor]:
         """What a program reads, by name: the inputs, and views of the cache from row `row` on, up to the last that is filled
-        or the first `slots`."""
+        or the first `slots`.
+
+        positions: int64 [B, S], slot and position of each new token; of one token a row also [B, 2], its slot and its position on
+        all three axes. placed: where some of the tokens are images or frames.
+        """
         slots, place = max(self.least, int(positions.max()) + 1 if slots is None else slots), self.device.torch
+        named = {"input_ids": tokens, "slots": torch.arange(slots, device=place)}
+        if self.features is None:
+            named["positions"] = positions
+        else:
+            where = positions[:, :tokens.shape[1]]
+            at = positions[:, -tokens.shape[1]:].expand(3, -1, -1)
+            named |= {"where": where, "positions": at, "features": self.features, "media": torch.full_like(where, -1)}
+            if placed is not None:
+                named |= {"positions": placed.positions.unsqueeze(1), "features": placed.features,
+                          "media": placed.media.unsqueeze(0)}
         # Compiled code takes the strides of contiguous tensors for granted.
-        named = {"input:input_ids": to_device(tokens.contiguous(), place),
-                 "input:positions": to_device(positions.contiguous(), place),
-                 "input:slots": torch.arange(slots, device=place)}
-        return named | self.cache.views(row, len(tokens), slots)
+        moved = {f"input:{name}": to_device(tensor.contiguous(), place) for name, tensor in named.items()}
+        return moved | self.cache.views(row, len(tokens), slots)
 
 
 def open_code(artifact: Artifact, program: Program, max_batch: int, device: Device) -> dict[str, dict[str, Any]]:
@@ -79,3 +92,9 @@ def open_code(artifact: Artifact, program: Program, max_batch: int, device: Devi
 def _decoding(tokens: torch.Tensor) -> str:
     """The form that decodes one token a row."""
     return "decode" if len(tokens) == 1 else "decode_rows"
+
+
+def _features(program: Program, device: torch.device) -> torch.Tensor | None:
+    """What stands for a vision tower's rows where there is no image, [2, hidden] on the device; None where nothing reads them."""
+    spec = next((spec for region in program.regions.values() for name, _, spec in region.inputs if name == "features"), None)
+    return None if spec is None else torch.zeros(2, int(spec.shape[1]), dtype=getattr(torch, spec.dtype), device=device)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from glmc.errors import UsageError
+from glmc.runtime.prompt import Prompt
 from glmc.runtime.sample import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Stream:
             raise StopIteration from None
 
 
-def generate(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling):
+def generate(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sampling):
     """Yields (row, text piece); returns one Generation a prompt.
 
     Checks every request before any compiled code runs: rows, ids, and that max_new_tokens is at least 1. A row ends with
@@ -63,32 +64,34 @@ def generate(model: Model, prompts: list[list[int]], max_new_tokens: int, sampli
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UsageError("at least one token must be asked for", field="max_new_tokens", found=max_new_tokens)
     model.check_rows(len(prompts))
-    for row, ids in enumerate(prompts):
-        model.check_ids(ids, row)
+    for row, prompt in enumerate(prompts):
+        model.check_ids(prompt.ids, row)
     return _loop(model, prompts, max_new_tokens, sampling)
 
 
-def _loop(model: Model, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling):
+def _loop(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sampling):
     began = time.perf_counter()
     rows = len(prompts)
     holder = model.take_cache()
     sampler = Sampler(sampling, rows)
-    answers = [Generation(prompt_tokens=len(ids), seed=sampler.seed) for ids in prompts]
+    answers = [Generation(prompt_tokens=len(prompt.ids), seed=sampler.seed) for prompt in prompts]
     streams = [model.text.stream() if model.text.decodes else None for _ in prompts]
     stops = model.text.stop_ids
-    room = [min(max_new_tokens, model.max_len - len(ids) + 1) for ids in prompts]
-    for row, ids in enumerate(prompts):
-        sampler.observe(row, ids)
-    logits = torch.cat([model.extend(row, ids, 0)[:, -1] for row, ids in enumerate(prompts)])
+    room = [min(max_new_tokens, model.max_len - len(prompt.ids) + 1) for prompt in prompts]
+    for row, prompt in enumerate(prompts):
+        sampler.observe(row, prompt.ids)
+    logits = torch.cat([model.prefill(row, prompt)[:, -1] for row, prompt in enumerate(prompts)])
     prefilled = time.perf_counter()
-    lengths = torch.tensor([[len(ids)] for ids in prompts])
+    lengths = torch.tensor([[len(prompt.ids)] for prompt in prompts])
+    deltas = torch.tensor([[prompt.delta] for prompt in prompts]) if any(prompt.seen for prompt in prompts) else None
     alive = set(range(rows))
     first = None
 
     def step(tokens: torch.Tensor) -> torch.Tensor:
         # A finished row goes on in place until all are done: its last slot is written again, nobody reads the result.
         model.check_cache(holder)
-        made = model.advance(tokens.unsqueeze(1), lengths.clamp(max=model.max_len - 1))[:, -1]
+        slots = lengths.clamp(max=model.max_len - 1)
+        made = model.advance(tokens.unsqueeze(1), slots if deltas is None else torch.cat([slots, slots + deltas], 1))[:, -1]
         lengths.add_(1)
         return made
 

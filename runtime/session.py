@@ -15,18 +15,21 @@ import torch
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
 from glmc.native.keep import QUANTS, Keep, coded, forms, forms_for_gpu, kept_of
-from glmc.program import Program, Region
+from glmc.program import MAIN, Program, read
 from glmc.runtime.by_region import ByRegion, open_code
 from glmc.runtime.device import open_device
 from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.memory import cache_bytes
+from glmc.runtime.prompt import Placed, Prompt
 from glmc.runtime.sample import Sampling
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
 from glmc.runtime.verdict import Verdict
+from glmc.runtime.vision import STAGE, Vision
 from glmc.runtime.whole import Whole
 
-Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
+Asked = str | Sequence[dict[str, Any]] | Sequence[int] | Prompt
+"""What may be asked of a model: text, messages, token ids, or a prompt that is made."""
 
 
 def load(path: Any, threads: int | None = None, device: str | None = None) -> Model:
@@ -53,13 +56,13 @@ class Model:
             torch.set_num_threads(threads)
         manifest = artifact.manifest
         self.dims, self.bounds = manifest["dims"], manifest["bounds"]
-        program = read_program(artifact)
+        self.programs = read_programs(artifact)
+        self.program = program = self.programs[MAIN]
         self.device = open_device(artifact, device, cache_bytes(program, manifest))
         if self.device.stale:
             warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
         opened = time.perf_counter()
-        self.kept = _kept(artifact, program)
-        self.program = program
+        self.kept = _kept(artifact, self.programs)
         whole = manifest["engine"] == "native"
         with ThreadPoolExecutor(1) as beside:
             code = None if whole else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
@@ -67,6 +70,8 @@ class Model:
             self.calls = code and code.result()
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
+        tower = self.programs.get(STAGE)
+        self.vision = tower and Vision(artifact, tower, self.weights, self.kept, self.device)
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
@@ -122,15 +127,26 @@ class Model:
             raise UsageError("another generation began on this model and took its cache", field="stream",
                              hint="finish one generation before the next, put the prompts into one batch, or load twice")
 
-    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool = False) -> torch.Tensor:
+    def prefill(self, row: int, prompt: Prompt, every_row: bool = False) -> torch.Tensor:
+        """Run a prompt in an empty cache row, its images through the vision tower first; logits as by `extend`."""
+        if prompt.seen is None:
+            return self.extend(row, prompt.ids, 0, every_row)
+        if self.vision is None:
+            raise RequestOutOfBounds("this model takes no images", field=f"prompt[{row}]", found=self.artifact.manifest["family"])
+        features = self.vision(prompt.seen.pixels, prompt.seen.grid)
+        return self.extend(row, prompt.ids, 0, every_row, Placed(prompt.seen.positions, prompt.seen.media, features))
+
+    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool = False, placed: Placed | None = None,
+               ) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary], where `ahead` on
-        the device."""
-        return self.runner.extend(row, ids, start, every_row)
+        the device. placed: where some of the tokens are images or frames."""
+        return self.runner.extend(row, ids, start, every_row, placed)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary], as by `extend`.
 
-        positions: on the host. The logits are valid until the next call.
+        positions: on the host, each token's slot, which is its position too; where images came before, [B, 2]: slot, position.
+        The logits are valid until the next call.
         """
         return self.runner.advance(tokens, positions)
 
@@ -145,16 +161,18 @@ class Model:
             rows.append(self.extend(0, ids, 0, every_row=True).float().cpu())
         return torch.cat(rows)
 
-    def tokens_of(self, prompt: Prompt, raw: bool = False) -> list[int]:
-        """A prompt as token ids: text (as one user message, or as it is with `raw`), messages, or ids as they are."""
-        if isinstance(prompt, str):
-            return self.text.encode(prompt) if raw else self.text.chat([{"role": "user", "content": prompt}])
-        items: list[Any] = list(prompt)
+    def prompt(self, asked: Asked, raw: bool = False) -> Prompt:
+        """What is asked as a prompt: text (as one user message, or as it is with `raw`), messages, or ids as they are."""
+        if isinstance(asked, Prompt):
+            return asked
+        if isinstance(asked, str):
+            return Prompt(self.text.encode(asked) if raw else self.text.chat([{"role": "user", "content": asked}]))
+        items: list[Any] = list(asked)
         if items and isinstance(items[0], dict):
-            return self.text.chat(items)
-        return [int(i) if isinstance(i, torch.Tensor) else i for i in items]
+            return Prompt(self.text.chat(items))
+        return Prompt([int(i) if isinstance(i, torch.Tensor) else i for i in items])
 
-    def generate(self, prompt: Prompt, max_new_tokens: int = 64, temperature: float = 0.0, top_k: int = 0,
+    def generate(self, prompt: Asked, max_new_tokens: int = 64, temperature: float = 0.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None, raw: bool = False,
                  stream: bool = False) -> Generation | Stream:
         """Generate from one prompt; greedy unless a temperature is given.
@@ -164,15 +182,15 @@ class Model:
         """
         if stream:
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-            return Stream(generate(self, [self.tokens_of(prompt, raw)], max_new_tokens, sampling))
+            return Stream(generate(self, [self.prompt(prompt, raw)], max_new_tokens, sampling))
         return self.generate_batch([prompt], max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, raw)[0]
 
-    def generate_batch(self, prompts: Sequence[Prompt], max_new_tokens: int = 64, temperature: float = 0.0,
+    def generate_batch(self, prompts: Sequence[Asked], max_new_tokens: int = 64, temperature: float = 0.0,
                        top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None,
                        raw: bool = False) -> list[Generation]:
         """Generate from several prompts of any lengths at once; each gives the tokens it would give alone."""
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        steps: Iterator = generate(self, [self.tokens_of(p, raw) for p in prompts], max_new_tokens, sampling)
+        steps: Iterator = generate(self, [self.prompt(p, raw) for p in prompts], max_new_tokens, sampling)
         while True:
             try:
                 next(steps)
@@ -195,7 +213,7 @@ def _threads(asked: int | None) -> int:
     return asked or cores
 
 
-def _kept(artifact: Artifact, program: Program) -> dict[str, Keep]:
+def _kept(artifact: Artifact, programs: dict[str, Program]) -> dict[str, Keep]:
     """How the weights are kept that are not as the regions' text has them, which must be how this version would keep them.
 
     Raises DamagedArtifact, IncompatibleArtifact.
@@ -204,7 +222,10 @@ def _kept(artifact: Artifact, program: Program) -> dict[str, Keep]:
     said, quant = kept_of(data) if native or "kept" in data else {}, artifact.manifest.get("quant")
     if quant not in (None, *QUANTS):
         raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)
-    wanted = forms(program, quant, coded(said)) if native else forms_for_gpu(program, coded(said))
+    wanted: dict[str, Keep] = {}
+    for part, program in programs.items():
+        wanted |= (forms(program, quant if part == MAIN else None, coded(said)) if native else
+                   forms_for_gpu(program, coded(said)))
     wrong = [name for name in said.keys() | wanted.keys() if said.get(name) != wanted.get(name)]
     if wrong:
         raise IncompatibleArtifact("a weight is not kept in the form in which this version of glmc reads it", field=min(wrong),
@@ -213,12 +234,6 @@ def _kept(artifact: Artifact, program: Program) -> dict[str, Keep]:
     return said
 
 
-def read_program(artifact: Artifact) -> Program:
-    """program.json and the regions' texts, checked. Raises DamagedArtifact."""
-    data = artifact.json("program.json")
-    regions = {name: Region.parse(artifact.read(f"regions/{name}.region").decode()) for name in data["regions"]}
-    wrong = [n for n, r in regions.items() if r.name != n]
-    if wrong:
-        raise DamagedArtifact("a region's text has another name than its file", field=wrong[0])
-    return Program.from_json(data, regions)
-
+def read_programs(artifact: Artifact) -> dict[str, Program]:
+    """The parts that program.json describes, with their regions' texts, checked. Raises DamagedArtifact."""
+    return read(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())

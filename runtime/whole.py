@@ -13,6 +13,7 @@ from glmc.native.compose import whole
 from glmc.native.executor import Executor
 from glmc.native.keep import Keep
 from glmc.program import Program
+from glmc.runtime.prompt import Placed
 
 PIECE = 1024
 """Tokens of a prompt that are run at once: their activations stay near the cores, and memory does not grow with the prompt."""
@@ -34,7 +35,7 @@ class Whole:
         self.executor = Executor(flat.items, flat.widths, weights, kept, self.cache,
                                  min(PIECE, max(bounds["max_len"], bounds["max_batch"])), threads)
 
-    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool) -> torch.Tensor:
+    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
         _inside("the cache", "positions", (start, start + len(ids) - 1), self.slots)
         _inside("the cache", "row", (row,), len(self.rows))

@@ -67,11 +67,12 @@ def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
 
 def randomised(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.nn.Module:
     """transformers' model for `config` in `dtype`, every parameter and persistent buffer drawn anew."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     # The loop over experts, since transformers' grouped product takes neither odd sizes nor float64 on a CPU.
-    experts = {"experts_implementation": "eager"} if "n_routed_experts" in config else {}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype, **experts).eval()
+    experts = {"experts_implementation": "eager"} if "n_routed_experts" in config.get("text_config", config) else {}
+    kind = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
+    model = kind.from_config(AutoConfig.for_model(**config), dtype=dtype, **experts).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -86,7 +87,7 @@ def save(model: torch.nn.Module, config: dict[str, Any], folder: Path) -> Path:
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").unlink(missing_ok=True)
-    tokenizer(config["vocab_size"]).save(str(folder / "tokenizer.json"))
+    tokenizer(config.get("text_config", config)["vocab_size"]).save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -23,7 +23,7 @@ from glmc.program import KERNELS
 from glmc.runtime.device import open_device
 from glmc.runtime.memory import Cache, cache_bytes
 from glmc.runtime.sealed import Sealed
-from glmc.runtime.session import read_program
+from glmc.runtime.session import read_programs
 from glmc.runtime.verdict import verdict
 from glmc.sites import find_sites
 from glmc.survey import parts_of
@@ -80,7 +80,7 @@ def launched(artifact, *sizes):
 
     bounds = Bounds(2, models.MAX_LEN)
     with triton.noted() as notes, torch.device("meta"), torch.no_grad():
-        for region in read_program(artifact).regions.values():
+        for region in read_programs(artifact)["text"].regions.values():
             for made in sizes:
                 given = [sample(spec, role, dict(zip("BSL", made, strict=True)), bounds) for _, role, spec in region.inputs]
                 Bound(region, "triton", "meta")(*given)
@@ -209,19 +209,19 @@ def test_another_gpu_is_told_what_to_do(gpu, monkeypatch, h100):
 
 def test_room_is_for_weights_and_cache(gpu, h100):
     _, _, artifact = gpu
-    cache = Cache(read_program(artifact), 2, models.MAX_LEN, torch.device("meta"))
+    cache = Cache(read_programs(artifact)["text"], 2, models.MAX_LEN, torch.device("meta"))
     held = sum(t.numel() * t.element_size() for t in cache.whole.values())
-    assert cache_bytes(read_program(artifact), artifact.manifest) == held > 0
+    assert cache_bytes(read_programs(artifact)["text"], artifact.manifest) == held > 0
     h100(free=artifact.weight_bytes() + held - 1)
     with pytest.raises(IncompatibleArtifact, match="do not fit"):
         glmc.load(artifact.folder)
     h100(free=artifact.weight_bytes() + held)
-    assert verdict(artifact, read_program(artifact)).text() == "runs"
+    assert verdict(artifact, read_programs(artifact)["text"]).text() == "runs"
 
 
 def test_the_verdict_before_any_weight_is_read(gpu, h100, monkeypatch):
     _, _, artifact = gpu
-    program = read_program(artifact)
+    program = read_programs(artifact)["text"]
     monkeypatch.setattr("glmc.runtime.device.Staging", lambda *_: pytest.fail("weights were read"))
     assert verdict(artifact, program).text().startswith("refused: torch sees no such GPU here; expected cuda:sm_90")
     assert verdict(artifact, program, "triton-interpreted").text() == "runs"

@@ -16,7 +16,7 @@ from glmc.artifact import LINKED, Artifact
 from glmc.artifact_linked import summary
 from glmc.cli import arguments, show
 from glmc.errors import DamagedArtifact
-from glmc.program import KERNELS, Program, Region
+from glmc.program import KERNELS, MAIN, Program, read, written
 
 SOURCES = "sources.json"
 
@@ -25,19 +25,19 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
     """Show what an artefact holds: manifest, files, regions, ledger, proofs. Reads no weights."""
     opened = Artifact.open(arguments.artifact(out))
     try:
-        program = _program(opened)
+        programs = _programs(opened)
         ledger, proofs = opened.json("ledger.json"), opened.json("proofs.json")
         if json:
-            show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": program.to_json(),
+            show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": written(programs),
                        **ledger, **proofs, **({"sources": opened.json(SOURCES)} if SOURCES in opened.files else {}),
-                       **({"kernels": opened.json(KERNELS)["kernels"], "here": _here(opened, program)}
+                       **({"kernels": opened.json(KERNELS)["kernels"], "here": _here(opened, programs[MAIN])}
                           if KERNELS in opened.files else {}),
                        **({"linked": summary(opened)} if LINKED in opened.files else {})})
             return
         show.console().print(
-            _summary(opened, program),
+            _summary(opened, programs[MAIN]),
             show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
-            _regions(program), *_kernels(opened), *_forms(opened, proofs), *show.ledger(ledger["ledger"]),
+            _regions(programs), *_kernels(opened), *_forms(opened, proofs), *show.ledger(ledger["ledger"]),
             proofs_table(proofs["proofs"]))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DamagedArtifact("a file of the artefact lacks a field, or holds another type", file=opened.folder,
@@ -91,18 +91,17 @@ def proofs_table(proofs: list[dict[str, Any]]) -> Table:
                       for name, group in sorted(groups.items())])
 
 
-def _program(opened: Artifact) -> Program:
-    """program.json with its regions' texts, checked."""
-    data = opened.json("program.json")
-    regions = {name: Region.parse(opened.read(f"regions/{name}.region").decode()) for name in data["regions"]}
-    return Program.from_json(data, regions)
+def _programs(opened: Artifact) -> dict[str, Program]:
+    """The parts that program.json describes with their regions' texts, checked."""
+    return read(opened.json("program.json"), lambda name: opened.read(f"regions/{name}.region").decode())
 
 
-def _regions(program: Program) -> Table:
-    calls = Counter(step.region for step in program.steps)
-    return show.rows("regions", ("region", "calls", "inputs", "weights", "steps inside"),
-                     [(name, calls[name], len(region.inputs), sum(role == "weight" for _, role, _ in region.inputs),
-                       len(region.body) - 1) for name, region in program.regions.items()])
+def _regions(programs: dict[str, Program]) -> Table:
+    calls = Counter(step.region for program in programs.values() for step in program.steps)
+    return show.rows("regions", ("region", "part", "calls", "inputs", "weights", "steps inside"),
+                     [(name, part, calls[name], len(region.inputs), sum(role == "weight" for _, role, _ in region.inputs),
+                       len(region.body) - 1) for part, program in programs.items()
+                      for name, region in program.regions.items()])
 
 
 def _sources(sources: dict[str, Any]) -> str:
@@ -147,7 +146,7 @@ def _summary(opened: Artifact, program: Program) -> Table:
         "made with": f"glmc {manifest['glmc']}, torch {manifest['torch']}, format {manifest['format_version']}",
         "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
                     else "any CPU" if manifest["engine"] == "native" else manifest["target"],
-        **({"here": _here(opened, program)} if KERNELS in opened.files else {}),
+        **({"here": _here(opened, programs[MAIN])} if KERNELS in opened.files else {}),
         "source": manifest["source"],
         **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values() if "linked" not in e)),

@@ -8,3 +8,5 @@ TINY = {**glm4v.TINY, "model_type": "glm46v", "architectures": ["Glm46VForCondit
 
 read = glm4v.read
 promises = glm4v.promises
+recipe = glm4v.recipe
+leftovers = glm4v.leftovers

@@ -18,7 +18,7 @@ TINY = {
     "routed_scaling_factor": 2.5, "first_k_dense_replace": 1, "tie_word_embeddings": False, "pad_token_id": 0,
     "eos_token_id": [1],
 }
-_EXPERTS = re.compile(r"^(model\.layers\.\d+\.mlp\.experts)\.(gate_up_proj|down_proj)$")
+_EXPERTS = re.compile(r"^(model\.(?:language_model\.)?layers\.\d+\.mlp\.experts)\.(gate_up_proj|down_proj)$")
 
 
 def read(config: dict[str, Any]) -> Dims:
@@ -30,14 +30,19 @@ def promises(dims: Dims) -> dict[str, Counts]:
 
 
 def recipe(name: str, dims: Dims) -> Recipe:
+    return experts(name, dims) or Take("model.embed_tokens.weight" if dims.tied and name == "lm_head.weight" else name)
+
+
+def experts(name: str, dims: Dims) -> Recipe | None:
+    """How the parameter that holds all experts of a layer is made; None where `name` is none of these."""
     found = _EXPERTS.match(name)
     if not found:
-        return Take("model.embed_tokens.weight" if dims.tied and name == "lm_head.weight" else name)
-    experts = [f"{found[1]}.{e}" for e in range(dims.experts)]
+        return None
+    each = [f"{found[1]}.{e}" for e in range(dims.experts)]
     if found[2] == "down_proj":
-        return Stack(tuple(Take(f"{e}.down_proj.weight") for e in experts))
+        return Stack(tuple(Take(f"{e}.down_proj.weight") for e in each))
     return Stack(tuple(
-        Concatenate((Take(f"{e}.gate_proj.weight"), Take(f"{e}.up_proj.weight")), 0) for e in experts))
+        Concatenate((Take(f"{e}.gate_proj.weight"), Take(f"{e}.up_proj.weight")), 0) for e in each))
 
 
 def leftovers(dims: Dims) -> tuple[str, ...]:

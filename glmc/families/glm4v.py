@@ -21,3 +21,5 @@ def read(config: dict[str, Any]) -> Dims:
 
 
 promises = nested.promises
+recipe = nested.recipe
+leftovers = nested.leftovers

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from glmc.checkpoint.recipe import Recipe
 from glmc.errors import ConfigError
-from glmc.families import nested
+from glmc.families import glm4_moe, nested
 from glmc.families.counts import Counts, decoder, grouped_attention
 from glmc.families.fields import Dims, flag, routed
 
@@ -36,3 +37,10 @@ def read(config: dict[str, Any]) -> Dims:
 
 def promises(dims: Dims) -> dict[str, Counts]:
     return decoder(dims, grouped_attention(dims.qk_norm))
+
+
+def recipe(name: str, dims: Dims) -> Recipe:
+    return glm4_moe.experts(name, dims) or nested.recipe(name, dims)
+
+
+leftovers = nested.leftovers

@@ -8,3 +8,5 @@ TINY = {**glm4v.TINY, "model_type": "glmga", "architectures": ["Glm46VForConditi
 
 read = glm4v.read
 promises = glm4v.promises
+recipe = glm4v.recipe
+leftovers = glm4v.leftovers

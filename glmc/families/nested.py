@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glmc.checkpoint.recipe import Recipe, Take
 from glmc.errors import ConfigError
 from glmc.families.axes import with_axes
 from glmc.families.counts import Counts, decoder, grouped_attention
@@ -52,3 +53,13 @@ def read_text(config: dict[str, Any], partial: float = 1.0, whole_heads: bool = 
 def promises(dims: Dims) -> dict[str, Counts]:
     """Four norms a layer, around attention and around the MLP."""
     return decoder(dims, grouped_attention(dims.qk_norm), norms=4)
+
+
+def recipe(name: str, dims: Dims) -> Recipe:
+    return Take("model.language_model.embed_tokens.weight" if dims.tied and name == "lm_head.weight" else name)
+
+
+def leftovers(dims: Dims) -> tuple[str, ...]:
+    """Besides frequencies: the layers past the last, which predict further tokens (MTP)."""
+    tied = (r"lm_head\.weight",) if dims.tied else ()
+    return (r".*\.inv_freq", rf"model\.language_model\.layers\.{dims.layers}\..*", *tied)

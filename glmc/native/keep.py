@@ -4,7 +4,7 @@ have one; for GPUs those matrices that stay in a checkpoint's own codes, and the
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -167,10 +167,10 @@ def kept_of(program: dict[str, Any], region: str | None = None) -> dict[str, Kee
     return {name: Keep.from_json(one) for name, one in data["regions"].get(region, {}).items()}
 
 
-def written(program: Program, found: dict[str, Keep]) -> dict[str, Any]:
+def written(programs: Iterable[Program], found: dict[str, Keep]) -> dict[str, Any]:
     """What program.json says: `weights` by name, and for each region its own names."""
     regions: dict[str, Any] = {}
-    for step in program.steps:
+    for program, step in ((program, step) for program in programs for step in program.steps):
         mine = regions.setdefault(step.region, {})
         for name, (local, role, _) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
             if role == "weight" and name.removeprefix("weight:") in found:

@@ -10,14 +10,14 @@ import pytest
 
 from glmc import families
 from glmc.program import Region
-from glmc.runtime.session import read_program
+from glmc.runtime.session import read_programs
 from glmc.survey import survey
 from glmc.target import named
 
 
 def program(family: str):
     """What the compiler wrote for the family's tiny model, which has three layers."""
-    return read_program(models.made(family).session.artifact)
+    return read_programs(models.made(family).session.artifact)["text"]
 
 
 def calls(made, kind):

@@ -6,14 +6,14 @@ import models
 import pytest
 
 from glmc.program import Place
-from glmc.runtime.session import read_program
+from glmc.runtime.session import read_programs
 
 DENSE = {"input_layernorm", "post_attention_layernorm", "self_attn", "self_attn.q_proj", "self_attn.k_proj",
          "self_attn.v_proj", "self_attn.o_proj", "mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
 
 
 def program():
-    return read_program(models.made("glm4_moe").session.artifact)
+    return read_programs(models.made("glm4_moe").session.artifact)["text"]
 
 
 def of(kind, number=0):
@@ -38,7 +38,7 @@ def test_modules_outside_the_layers_have_their_whole_path():
 
 @pytest.mark.parametrize("family", ["glm", "glm4", "glm4_moe"])
 def test_places_name_values_of_their_region(family):
-    made = read_program(models.made(family).session.artifact)
+    made = read_programs(models.made(family).session.artifact)["text"]
     assert set(made.places) == set(made.regions)
     for name, places in made.places.items():
         region = made.regions[name]
@@ -64,4 +64,4 @@ def test_places_read_back():
     assert data["places"]["version"] == 1
     first = next(iter(data["places"]["regions"].values()))
     assert all(isinstance(Place(*map(tuple, pair)), Place) for pair in first.values())
-    assert read_program(models.made("glm4_moe").session.artifact).to_json() == data
+    assert read_programs(models.made("glm4_moe").session.artifact)["text"].to_json() == data
