@@ -132,7 +132,8 @@ class Model:
         if prompt.seen is None:
             return self.extend(row, prompt.ids, 0, every_row)
         if self.vision is None:
-            raise RequestOutOfBounds("this model takes no images", field=f"prompt[{row}]", found=self.artifact.manifest["family"])
+            raise RequestOutOfBounds("this model takes no images", field=f"prompt[{row}]",
+                                     found=self.artifact.manifest["family"])
         features = self.vision(prompt.seen.pixels, prompt.seen.grid)
         return self.extend(row, prompt.ids, 0, every_row, Placed(prompt.seen.positions, prompt.seen.media, features))
 

@@ -33,8 +33,8 @@ class Vision:
         self.steps = Steps(program, weights, {_FORM: calls}, kept)
 
     def __call__(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-        """pixels float32 [P, values of a patch], grid int64 [F, 3], one row an image or frame -> [M, hidden of the text model] in
-        the model's dtype, on its device; M = P / merge^2. Raises RequestOutOfBounds where they do not fit each other."""
+        """pixels float32 [P, values of a patch], grid int64 [F, 3], one row an image or frame -> [M, hidden of the text model]
+        in the model's dtype, on its device; M = P / merge^2. Raises RequestOutOfBounds where they do not fit each other."""
         check(pixels, grid, self.merge, self.width)
         given = {"pixels": pixels.to(self.dtype), "positions": order(grid, self.merge), "ends": ends(grid), "grid": grid}
         with torch.no_grad():
@@ -44,9 +44,10 @@ class Vision:
 
 def check(pixels: torch.Tensor, grid: torch.Tensor, merge: int, width: int) -> None:
     """Refuse what no tower takes. Raises RequestOutOfBounds."""
-    if grid.dim() != 2 or grid.shape[1] != 3 or not len(grid) or (grid[:, 0] != 1).any() or (grid < 1).any() or (grid[:, 1:] % merge).any():
+    shaped = grid.dim() == 2 and grid.shape[1] == 3 and len(grid) > 0
+    if not shaped or (grid[:, 0] != 1).any() or (grid < 1).any() or (grid[:, 1:] % merge).any():
         raise RequestOutOfBounds("the grid of patches is none", field="grid", found=grid.tolist(),
-                                 expected=f"[images, 3] of one frame each, heights and widths that are multiples of {merge}")
+                                 expected=f"[images, 3], of one frame each, heights and widths multiples of {merge}")
     if list(pixels.shape) != [int(grid.prod(1).sum()), width]:
         raise RequestOutOfBounds("the pixels do not fit their grid", field="pixels", found=list(pixels.shape),
                                  expected=[int(grid.prod(1).sum()), width])
