@@ -22,6 +22,7 @@ from torch import nn
 
 from glmc.families.towers import Tower, tower
 from glmc.kernels.attention_packed.cpu import run as attention_packed
+from glmc.kernels.position_table.cpu import run as position_table
 from glmc.parts import Part
 
 _MOST = 1 << 20
@@ -37,13 +38,14 @@ def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: 
 
 
 class ExplicitTower(nn.Module):
-    """The published tower with the boundary of this module's docstring."""
+    """The published tower with the boundary of this module's docstring; a cubic table of positions is sampled by one op."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.model: Any = nn.Module()
         self.model.model = nn.Module()
         self.model.model.visual = visual  # at its published path
+        self.cubic = getattr(getattr(visual, "embeddings", None), "interpolated_method", "") == "bicubic"
         for module in visual.modules():
             plain = getattr(type(module).forward, "__wrapped__", None)
             if plain is not None and hasattr(module, "inv_freq"):
@@ -51,6 +53,10 @@ class ExplicitTower(nn.Module):
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor,
                 grid: torch.Tensor | None = None) -> torch.Tensor:
+        if self.cubic:
+            embeddings: Any = self.model.model.visual.embeddings
+            table = embeddings.position_embedding.weight
+            embeddings.forward = lambda patches, *_: patches + position_table(table, positions, ends, grid)
         # Nothing here reads `max_seqlen`; left out, it would be read from the values of `ends`.
         return self.model.model.visual(pixels, grid, position_ids=positions, cu_seqlens=ends, max_seqlen=1).pooler_output
 

@@ -36,7 +36,9 @@ class Step(ctypes.Structure):
 
     _fields_ = (("tokens", ctypes.c_int64), ("ids", ctypes.c_void_p), ("positions", ctypes.c_void_p),
                 ("sequences", ctypes.c_void_p), ("wanted", ctypes.c_int64), ("which", ctypes.c_void_p),
-                ("logits", ctypes.c_void_p))
+                ("logits", ctypes.c_void_p), ("turns", ctypes.c_void_p), ("media", ctypes.c_void_p),
+                ("features", ctypes.c_void_p), ("images", ctypes.c_int64), ("ends", ctypes.c_void_p),
+                ("grid", ctypes.c_void_p))
 
 
 class Packing(ctypes.Structure):

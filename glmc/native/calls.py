@@ -64,6 +64,7 @@ class New:
 
     call: int
     kind: str
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,26 +88,36 @@ class Layout:
     what: str
 
 
+@dataclass(frozen=True)
+class Slots:
+    """In a call's sizes: so many bytes for each of the step's slots, of which there are as many as the most tokens."""
+
+    each: int
+
+
 @dataclass
 class Call:
-    """One kernel: sizes, scalars and operands, as the head of its file in glmc/kernels/ lists them."""
+    """One kernel: sizes, scalars and operands, as the head of its file in glmc/kernels/ lists them. per: tokens a row."""
 
     kernel: str
     n: list[Any]
     p: list[Any]
     f: list[float] = field(default_factory=list)
     writes: tuple[int, ...] = ()
+    per: int = 1
 
 
 @dataclass(frozen=True)
 class Need:
     """How a weight is wanted. kind: matrix [N, K], experts [E, N, K], latent (see split.py), table (rows), vector (float32).
-    halves: rows of two halves that lie beside each other in every panel. split: a latent's heads, plain and value channels."""
+    halves: rows of two halves that lie beside each other in every panel. split: a latent's heads, plain and value channels.
+    last: of a kernel [N, C, ...], a matrix whose inputs are places of C channels; else channels of places."""
 
     kind: str
     halves: bool = False
     wide: bool = False
     split: tuple[int, int, int] | None = None
+    last: bool = False
 
 
 @dataclass

@@ -28,12 +28,16 @@ class Flat:
 
 
 def whole(program: Program) -> Flat:
-    """All steps of a program one after another. Raises Refused, InternalError."""
+    """All steps of a program one after another; values: rows that the program is given too, "input:NAME". Raises Refused,
+    InternalError."""
     found = {name: lowered(region) for name, region in program.regions.items()}
     flat = Flat()
     for step in program.steps:
         piece = found[step.region]
         names = dict(zip((name for name, _, _ in piece.region.inputs), step.inputs, strict=True))
+        for local, reg in piece.inputs.items():
+            if names[local].startswith("input:") and names[local] not in flat.values:
+                flat.values[names[local]] = flat.new(piece.widths[reg])
         registers = {reg: flat.values[names[local]] for local, reg in piece.inputs.items()}
         last = step.rows == "last"
         if last:

@@ -12,8 +12,8 @@ import torch
 
 from glmc import native
 from glmc.errors import InternalError, StorageError, UsageError
-from glmc.native.cache import Cache
-from glmc.native.calls import Call, Form, Layout, Rows, State, Stride, Weight
+from glmc.native.cache import PANEL, Cache
+from glmc.native.calls import Call, Form, Layout, Rows, Slots, State, Stride, Weight
 from glmc.native.keep import Keep
 
 LINE = 16
@@ -43,7 +43,7 @@ class Executor:
                  kept: Mapping[str, Keep], cache: Cache | None, tokens: int, threads: int, pinned: Sequence[int] = ()) -> None:
         self.tokens, self.threads, self.items = tokens, threads, items
         self._held = weights, cache
-        self._strides = {reg: (-(-width // LINE) | 1) * LINE for reg, width in widths.items()}
+        self._strides = _strides(widths)
         self._widths = widths
         places, floats = _places(items, self._strides, pinned)
         self._arena = torch.zeros(floats * tokens + LINE)
@@ -62,7 +62,8 @@ class Executor:
     def _bind(self, made: native.Instruction, item: Item, weights: Mapping[str, torch.Tensor], kept: Mapping[str, Keep],
               cache: Cache | None) -> None:
         call = item.call
-        made.op, made.rows = self._library.glmc_kernel(call.kernel.encode()), int(item.wanted)
+        made.op = self._library.glmc_kernel(call.kernel.encode())
+        made.rows = 1 if item.wanted else 0 if call.per == 1 else call.per
         if made.op < 0:
             raise InternalError("the native library has no such kernel", field=call.kernel,
                                 hint="it was built from other sources")
@@ -75,6 +76,10 @@ class Executor:
                 case Form(name):
                     one = kept[item.weights[name]]
                     return one.number + (8 if call.kernel == "embedding" and one.packed else 0)
+                case Slots(each):
+                    if self.tokens % PANEL or self.tokens % call.per:
+                        raise InternalError("slots of a step that are no whole panels", field=call.kernel, found=self.tokens)
+                    return each * self.tokens
                 case Layout(what):
                     return cache.sizes[what] if cache else 0
                 case int():
@@ -101,21 +106,29 @@ class Executor:
             made.f[i] = f
 
     def rows(self, reg: int, count: int) -> torch.Tensor:
-        """A view of the first `count` rows of a pinned register: float32 [count, width]."""
+        """A view of the first `count` rows of a register that is pinned, or that no call writes: float32 [count, width]."""
         return self._arena.as_strided((count, self._widths[reg]), (self._strides[reg], 1), self._offsets[reg])
 
     def run(self, ids: torch.Tensor, positions: torch.Tensor, sequences: torch.Tensor, which: torch.Tensor,
-            logits: torch.Tensor | None) -> None:
+            logits: torch.Tensor | None, turns: torch.Tensor | None = None, media: torch.Tensor | None = None,
+            features: torch.Tensor | None = None, ends: torch.Tensor | None = None, grid: torch.Tensor | None = None) -> None:
         """One step. ids, positions, sequences int64 [tokens]; which int64 [wanted], in order; logits float32 [wanted, V].
 
-        Ids, positions and sequences are not checked here: they must lie inside the vocabulary and the cache. Calls from several
-        threads take turns. Raises UsageError in a forked process, which does not have the library's threads.
+        turns: int64 [axes, tokens], what RoPE turns by where a model has several axes; without it `positions`, the slots, on
+        all of them. media: int64 [tokens], the row of `features` float32 [M, hidden] that a token takes, negative for none;
+        both or neither. ends, grid: int64 [images + 1] and [images, 3] of a vision tower, whose tokens are patches.
+
+        Nothing is checked here: ids, positions and sequences must lie inside the vocabulary and the cache, media inside the
+        features, and all tensors be contiguous. Calls from several threads take turns. Raises UsageError in a forked process,
+        which does not have the library's threads.
         """
         if os.getpid() != self._process:
             raise UsageError("the model was loaded before this process was forked", field="process",
                              hint="load it in the process that uses it")
+        optional = [None if t is None else t.data_ptr() for t in (logits, turns, media, features)]
         step = native.Step(len(ids), ids.data_ptr(), positions.data_ptr(), sequences.data_ptr(), len(which), which.data_ptr(),
-                           None if logits is None else logits.data_ptr())
+                           *optional, 0 if ends is None else len(ends) - 1, *(None if t is None else t.data_ptr()
+                                                                            for t in (ends, grid)))
         with self._turn:
             self._library.glmc_run(self._opened, ctypes.byref(step))
 
@@ -130,13 +143,27 @@ class Executor:
             self._library.glmc_close(opened)
 
 
+def _strides(widths: Mapping[int, int]) -> dict[int, int]:
+    """Floats from one row of a register to the next: an odd number of lines."""
+    return {reg: (-(-width // LINE) | 1) * LINE for reg, width in widths.items()}
+
+
+def token_bytes(items: Sequence[Item], widths: Mapping[int, int]) -> int:
+    """Memory of a step for each of its tokens: activations, and rows made ready for a product, at most float32."""
+    ready = max((4 * item.call.n[0] // item.call.per for item in items if item.call.kernel in ("linear", "swiglu")), default=0)
+    return 4 * _places(items, _strides(widths), ())[1] + ready
+
+
 def _places(items: Sequence[Item], strides: Mapping[int, int], pinned: Sequence[int]) -> tuple[dict[int, int], int]:
     """Register -> where it begins, in floats for each token, and how many in all: registers whose lives do not meet share."""
+    per = {item.registers[reg]: item.call.per for item in items for reg in item.call.writes}
+    strides = {reg: -(-stride // per.get(reg, 1) // LINE) * LINE for reg, stride in strides.items()}
     lives: dict[int, list[int]] = {reg: [0, len(items)] for reg in pinned}
     for number, item in enumerate(items):
         for operand in item.call.p:
             if isinstance(operand, Rows) and not (item.logits and operand.reg in item.call.writes):
-                life = lives.setdefault(item.registers[operand.reg], [number, number])
+                first = number if operand.reg in item.call.writes else 0  # what nothing writes is there from the beginning
+                life = lives.setdefault(item.registers[operand.reg], [first, number])
                 life[1] = max(life[1], number)
     taken: list[tuple[int, int, int, int]] = []  # begin, end, first, last
     places: dict[int, int] = {}

@@ -4,6 +4,7 @@ have one; for GPUs those matrices that stay in a checkpoint's own codes, and the
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +29,8 @@ _ROWS = {"float32": "F32", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Keep:
-    """One weight. form: "rows" (a table as it is), "vector" (float32), or one of `panels.FORMS`. sizes: the published ones."""
+    """One weight. form: "rows" (a table as it is), "vector" (float32), or one of `panels.FORMS`. sizes: the published ones; the
+    kernel [N, C, ...] of a convolution is a matrix [N, rest]."""
 
     form: str
     sizes: tuple[int, ...]
@@ -38,6 +40,13 @@ class Keep:
     """Of latent attention's matrix: heads, plain channels of a key, channels of a value."""
     gpu: bool = False
     """Whether it is laid out as kernels of GPUs read it (glmc.kernels.dequantise), and not in panels."""
+    last: bool = False
+    """Whether a kernel's channels stand behind its places in the matrix."""
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """The sizes of what is packed."""
+        return self.sizes if len(self.sizes) < 4 else (self.sizes[0], math.prod(self.sizes[1:]))
 
     @property
     def packed(self) -> bool:
@@ -69,7 +78,7 @@ class Keep:
         if self.split:
             return split.shape(self.form, self.split, self.sizes[1])
         if self.packed:
-            return panels.shape(self.form, self.sizes, self.halves)
+            return panels.shape(self.form, self.matrix, self.halves)
         return ("F32" if self.form == "vector" else _ROWS[self.dtype]), self.sizes
 
     def fits(self, tensor: torch.Tensor) -> bool:
@@ -94,7 +103,12 @@ class Keep:
             return run(Coded.of(self.form, self.sizes, tensor), torch.float32)
         if self.split:
             return split.unpack(tensor, self.form, self.split, self.sizes)
-        return panels.unpack(tensor, self.form, self.sizes, self.halves) if self.packed else tensor
+        if not self.packed:
+            return tensor
+        found = panels.unpack(tensor, self.form, self.matrix, self.halves)
+        if self.last:
+            return found.unflatten(1, (*self.sizes[2:], self.sizes[1])).movedim(-1, 1)
+        return found.reshape(self.sizes)
 
     def bound(self, tensor: torch.Tensor) -> torch.Tensor | Coded:
         """What a region's code is called with."""
@@ -119,6 +133,8 @@ class Keep:
             self._quantise(matrix, out)
         elif self.split:
             split.pack(matrix, self.form, self.split, out)
+        elif matrix.dim() > 3:
+            panels.pack((matrix.movedim(1, -1) if self.last else matrix).flatten(1), self.form, out)
         else:
             panels.pack(matrix, self.form, out, self.halves)
 
@@ -140,7 +156,8 @@ class Keep:
 
     def to_json(self) -> dict[str, Any]:
         found = {"form": self.form, "sizes": list(self.sizes), "dtype": self.dtype, "halves": self.halves}
-        return found | ({"split": list(self.split)} if self.split else {}) | ({"gpu": True} if self.gpu else {})
+        return found | ({"split": list(self.split)} if self.split else {}) | {
+            name: True for name in ("gpu", "last") if getattr(self, name)}
 
     @staticmethod
     def from_json(data: Any) -> Keep:
@@ -148,7 +165,7 @@ class Keep:
         try:
             heads = data.get("split")
             kept = Keep(data["form"], tuple(map(int, data["sizes"])), data["dtype"], data["halves"], heads and tuple(heads),
-                        data.get("gpu", False))
+                        data.get("gpu", False), data.get("last", False))
             if kept.form not in (panels.CODED if kept.gpu else ("rows", "vector", *panels.FORMS)) or kept.dtype not in _ROWS:
                 raise ValueError(kept.form)
         except (KeyError, TypeError, ValueError) as fault:
@@ -188,7 +205,8 @@ def forms(program: Program, quant: str | None, sources: Mapping[str, str] = {}) 
     Raises UnsupportedTarget where a region holds something that no native kernel does.
     """
     pieces = {name: _lowered(region) for name, region in program.regions.items()}
-    _told(lambda: caches_of(program.regions.values()), "program")
+    if any(role == "cache" for region in program.regions.values() for _, role, _ in region.inputs):  # a tower has none
+        _told(lambda: caches_of(program.regions.values()), "program")
     found: dict[str, tuple[Need, Spec, str]] = {}
     for step in program.steps:
         region = program.regions[step.region]
@@ -271,6 +289,6 @@ def _keep(need: Need, spec: Spec, kind: str, quant: str | None, source: str | No
     form = "F32" if need.wide else _ROWS[spec.dtype]
     if quant is not None and not need.wide:
         form = "Q8" if kind == "head" or need.split else QUANTS[quant]
-    elif source is not None and not need.wide and not need.split:
+    elif source is not None and not need.wide and not need.split and len(sizes) < 4:
         form = source
-    return Keep(form, sizes, spec.dtype, need.halves, need.split)
+    return Keep(form, sizes, spec.dtype, need.halves, need.split, last=need.last)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from glmc.native.cache import parts_of
 from glmc.native.calls import Form, Heads, Index, Layout, Need, Refused, Rows, State, Stride
+from glmc.native.vision import Patches
 from glmc.native.walk import Lowerer, op
 
 
@@ -25,6 +27,9 @@ def part(value: Heads) -> Rows:
 @op("aten.unflatten.int")
 def _unflatten(lower: Lowerer, name: str, x: Any, dim: int, sizes: list[int]) -> Any:
     rows = lower.rows(x)
+    if dim == -1 and len(sizes) > 2:
+        lower.equal(math.prod(sizes), rows.width)
+        return Patches(rows, tuple(sizes))
     if dim != -1 or len(sizes) != 2:
         raise Refused("a row that is cut into something else than heads")
     lower.equal(sizes[0] * sizes[1], rows.width)

@@ -4,14 +4,18 @@
 // picks at load. The functions below are all that it exports.
 #include "kernels/add_rms_norm/native.hpp"
 #include "kernels/attention/native.hpp"
+#include "kernels/attention_packed/native.hpp"
 #include "native/embedding.hpp"
 #include "kernels/latent_attention/native.hpp"
 #include "kernels/layer_norm/native.hpp"
 #include "kernels/lightning_indexer/native.hpp"
 #include "native/pack.hpp"
+#include "native/patches.hpp"
 #include "kernels/linear/native.hpp"
 #include "kernels/moe_experts/native.hpp"
 #include "kernels/moe_route/native.hpp"
+#include "kernels/place_media/native.hpp"
+#include "kernels/position_table/native.hpp"
 #include "kernels/rms_norm/native.hpp"
 #include "kernels/rope/native.hpp"
 #include "kernels/rope_table/native.hpp"
@@ -51,6 +55,11 @@ const Kernel kernels[] = {
     {"cache_rows", cache_rows, true, none, none},
     {"split_qkv_norm_rope", split_qkv_norm_rope, true, none, none},
     {"attention", attention, false, attention_shared, attention_scratch},
+    {"attention_packed", attention_packed, false, packed_shared, packed_scratch},
+    {"position_table", position_table, true, none, none},
+    {"merge_rows", merge_rows, true, none, none},
+    {"gelu", gelu, true, none, none},
+    {"place_media", place_media, true, none, none},
     {"latent_attention", latent_attention, false, latent_shared, latent_scratch},
     {"lightning_indexer", lightning_indexer, false, indexer_shared, indexer_scratch},
     {"moe_route", moe_route, true, none, route_scratch},
@@ -129,8 +138,9 @@ EXPORTED void* glmc_open(const glmc::Instruction* instructions, int64_t count, i
     program->counters = std::vector<glmc::Counter>(count * glmc::PHASES * threads);
     int64_t shared = 4096, scratch = 4096;
     for (const auto& it : program->instructions) {
-        shared = std::max(shared, glmc::kernels[it.op].shared(it, tokens, threads));
-        scratch = std::max(scratch, glmc::kernels[it.op].scratch(it, tokens));
+        int64_t rows = it.rows > 1 ? tokens / it.rows : tokens;
+        shared = std::max(shared, glmc::kernels[it.op].shared(it, rows, threads));
+        scratch = std::max(scratch, glmc::kernels[it.op].scratch(it, rows));
     }
     program->shared = glmc::huge(shared);
     if (!program->shared) return nullptr;

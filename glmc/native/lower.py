@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmc.native import latent
+from glmc.native import latent, vision
 from glmc.native.calls import Form, Heads, Index, Layout, Lowered, Need, New, Refused, Rows, State, Stride, Weight
 from glmc.native.walk import Lowerer, op
 from glmc.program import Region
+
+
+_AXIAL = 2
+"""Coordinates of a patch."""
+_LANES = 512
+"""The most lanes whose axes a call can name."""
 
 
 def lowered(region: Region) -> Lowered:
@@ -37,7 +43,7 @@ def _arange(lower: Lowerer, name: str, size: Any) -> Any:
 
 @op("aten.unsqueeze.default")
 def _unsqueeze(lower: Lowerer, name: str, x: Any, dim: int) -> Any:
-    if isinstance(x, Index):
+    if isinstance(x, Index) or (dim == -4 and getattr(x, "swapped", False)):  # heads before patches
         return x
     if dim == -2:
         return latent.heads_of(lower, x)
@@ -57,14 +63,17 @@ def _le(lower: Lowerer, name: str, x: Any, y: Any) -> Any:
 @op("aten.view.default", "aten.reshape.default", "aten.contiguous.default", "aten.flatten.using_ints")
 def _view(lower: Lowerer, name: str, x: Any, *sizes: Any) -> Any:
     rows = lower.rows(x)
-    if sizes and isinstance(sizes[0], list) and sizes[0][-1] != rows.width:
-        raise Refused("a view that cuts rows")
+    if sizes and isinstance(sizes[0], list):
+        if len(sizes[0]) == 4 and sizes[0][0] == -1:
+            return vision.blocks(lower, rows, sizes[0])
+        if sizes[0] != [Index("size"), -1] and sizes[0][-1] != rows.width:
+            raise Refused("a view that cuts rows")
     return rows
 
 
 @op("aten.transpose.int")
 def _transpose(lower: Lowerer, name: str, x: Any, first: int, second: int) -> Any:
-    if not isinstance(x, Rows | State) or {first, second} != {-3, -2}:
+    if not isinstance(x, Rows | State | New) or {first, second} != {-3, -2}:
         raise Refused("a transpose that does not exchange tokens and heads")
     return type(x)(**{**x.__dict__, "swapped": not x.swapped})
 
@@ -99,12 +108,18 @@ def _embedding(lower: Lowerer, name: str, table: Any, ids: Any, *_: Any) -> Any:
 @op("glmc.rope_table")
 def _rope_table(lower: Lowerer, name: str, positions: Any, frequencies: Any, *, axis_map: Any, axial: bool, scale: float,
                 dtype: str) -> Any:
-    if positions != Index("positions") or axis_map is not None or axial:
-        raise Refused("positions of more than one axis")
-    width = int(frequencies.spec.shape[0])
+    lanes = int(frequencies.spec.shape[0])
+    several = positions == Index("turns")
+    if (not several and positions != Index("positions")) or several != bool(axis_map or axial):
+        raise Refused("angles of something else than positions, or of axes that nothing tells apart")
+    width = lanes * (_AXIAL if axial else 1)
+    axes = list(axis_map or [])
+    if axes:
+        lower.equal((len(axes), max(axes) < 4, lanes <= _LANES), (lanes, True, True))
+    words = [sum(axis << 2 * i for i, axis in enumerate(axes[at:at + 32])) for at in range(0, len(axes), 32)]
     cos, sin = lower.new(width), lower.new(width)
-    lower.call("rope_table", [width, Stride(cos.reg)], [lower.vector(frequencies), cos, sin], [scale],
-               (cos.reg, sin.reg))
+    lower.call("rope_table", [width, Stride(cos.reg), int(several), lanes if axial else 0, *words],
+               [lower.vector(frequencies), cos, sin], [scale], (cos.reg, sin.reg))
     return cos, sin
 
 

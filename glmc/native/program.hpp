@@ -13,7 +13,7 @@ namespace glmc {
 
 struct Instruction {
     int64_t op;      // its place in the table of library.cpp
-    int64_t rows;    // 0: one row a token of the step; 1: one row a token whose logits are wanted
+    int64_t rows;    // 0: one row a token of the step; 1: one row a token whose logits are wanted; more: one row for so many tokens
     int64_t n[20];   // sizes
     double f[4];     // scalars
     void* p[12];     // operands
@@ -26,7 +26,14 @@ struct Step {
     const int64_t* sequences;  // [tokens], which row of the cache
     int64_t wanted;            // how many tokens' logits are wanted
     const int64_t* which;      // [wanted], in order
-    float* logits;             // [wanted, vocabulary]
+    float* logits;             // [wanted, vocabulary]; of a vision tower its results
+    const int64_t* turns;      // [axes, tokens], the positions that RoPE turns by; nullptr: `positions`, on every axis
+    const int64_t* media;      // [tokens], the row of `features` that a token takes, negative for none; nullptr: none takes one
+    const float* features;     // [M, hidden]
+    // Of a vision tower: tokens are the patches of so many images, `positions` the slots where their keys and values go.
+    int64_t images;
+    const int64_t* ends;       // [images + 1], 0 and the patches up to the end of each image
+    const int64_t* grid;       // [images, 3]: 1, height and width in patches
 };
 
 struct alignas(64) Counter {
@@ -43,7 +50,9 @@ struct Context {
     char* scratch;                  // this thread's own
     char* shared;                   // everyone's
 
-    int64_t rows(const Instruction& it) const { return it.rows ? step->wanted : step->tokens; }
+    int64_t rows(const Instruction& it) const {
+        return it.rows == 0 ? step->tokens : it.rows == 1 ? step->wanted : step->tokens / it.rows;
+    }
     int threads() const { return pool->size; }
     void barrier() const { pool->barrier(); }
 

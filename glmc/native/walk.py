@@ -12,6 +12,8 @@ from glmc.native.calls import Call, Index, Lowered, Need, Refused, Rows, State, 
 from glmc.program import Region, Spec
 
 Handler = Callable[..., Any]
+_TOLD = {"input_ids": "ids", "where": "positions", "ends": "ends", "features": "features"}
+"""Inputs that the step itself knows -> what of it they are; all whole numbers do, by their own names where none is here."""
 HANDLERS: dict[str, Handler] = {}
 """An op's name in a region's text -> what makes calls of it: handler(lowerer, the line's name, arguments ...)."""
 
@@ -51,8 +53,10 @@ class Lowerer:
             return State(name, spec)
         if spec.dtype == "bool":
             return Index("mask")
-        if spec.dtype == "int64":
-            return Index({"input_ids": "ids"}.get(name, name))
+        if name == "positions" and spec.shape != ("B", "S"):  # of several axes: what RoPE turns by
+            return Index("turns")
+        if spec.dtype == "int64" or name in _TOLD:
+            return Index(_TOLD.get(name, name))
         reg = self.register(int(spec.shape[-1]))
         self.inputs[name] = reg
         return Rows(reg, 0, self.widths[reg])
@@ -74,12 +78,23 @@ class Lowerer:
             self.env[target] = value = handler(self, target, *[self._value(a) for a in call.args], **given)
             if isinstance(value, Rows):
                 self.made.setdefault(value.reg, target)
+        self._count()
         last: Any = self.lines[-1]
         outputs = [self.env[e.id] for e in last.value.elts]
         if not all(isinstance(o, Rows | Index) for o in outputs):
             raise Refused("a result is neither rows nor a mask")
         return Lowered(self.region, self.calls, self.widths, self.inputs,
                        tuple(self.whole(o).reg if isinstance(o, Rows) else None for o in outputs), self.needs)
+
+    def _count(self) -> None:
+        """Note of every call for how many tokens it makes one row."""
+        per = dict.fromkeys(self.inputs.values(), 1)
+        for call in self.calls:
+            read = {per[p.reg] for p in call.p if isinstance(p, Rows) and p.reg in per}
+            if len(read) > 1:
+                raise Refused("rows of tokens beside rows of blocks of tokens")
+            call.per = max(read, default=1) * (call.n[1] if call.kernel == "merge_rows" else 1)
+            per.update(dict.fromkeys(call.writes, call.per))
 
     def _value(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
@@ -88,6 +103,11 @@ class Lowerer:
             return [self._value(e) for e in node.elts]
         text = ast.unparse(node)
         return text if text.startswith("torch.") else ast.literal_eval(node)
+
+    @property
+    def half(self) -> bool:
+        """Whether the region's numbers are bfloat16."""
+        return any(spec.dtype == "bfloat16" for _, _, spec in self.region.inputs)
 
     def call(self, kernel: str, n: list[Any], p: list[Any], f: list[float] | None = None, writes: tuple[int, ...] = ()) -> int:
         self.calls.append(Call(kernel, n, p, f or [], writes))

@@ -14,7 +14,7 @@ _OURS = {
     "aten._grouped_mm.default": "grouped_mm",
     "transformers.grouped_mm_fallback.default": "grouped_mm",
     **{f"glmc.{name}.default": name for name in ("attention_packed", "delta_rule", "grouped_mm", "pick_lanes",
-                                                  "place_media")},
+                                                 "place_media", "position_table")},
 }
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
