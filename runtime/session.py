@@ -71,7 +71,7 @@ class Model:
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
         tower = self.programs.get(STAGE)
-        self.vision = tower and Vision(artifact, tower, self.weights, self.kept, self.device)
+        self.vision = tower and Vision(artifact, tower, self.weights, self.kept, self.device, self.threads)
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,

@@ -14,7 +14,6 @@ from glmc.native.calls import Form, Heads, Index, Layout, Lowered, Need, New, Re
 from glmc.native.walk import Lowerer, op
 from glmc.program import Region
 
-
 _AXIAL = 2
 """Coordinates of a patch."""
 _LANES = 512
