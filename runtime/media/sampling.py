@@ -14,18 +14,19 @@ from glmc.runtime.media.settings import Settings
 
 MOST_4_6V, LONGEST_4_6V = 640, 2400  # frames and seconds; no file changes them
 FASTEST = 1000.0
+ASSUMED_RATE = 24.0  # transformers' own, for the times of frames that come without a rate
 
 
 @dataclass(frozen=True)
 class Clip:
     """The frames chosen from one video. Its grid, its blocks of text and their stamps all come from this one choice.
 
-    indices: frames of the file, in the order in which they are read; one may stand twice. rate: the file's frames a second,
-    None for unknown. notes: what was assumed, in words.
+    indices: frames of the file, in the order in which they are read; one may stand twice. rate: the file's frames a second.
+    notes: what was assumed, in words.
     """
 
     indices: tuple[int, ...]
-    rate: float | None
+    rate: float
     notes: tuple[str, ...] = ()
 
 
@@ -40,7 +41,10 @@ def choose(metadata: VideoMetadata, settings: Settings, fps: float | None = None
         indices = metadata.frames_indices if metadata.frames_indices is not None else tuple(range(total))
         if not indices:
             raise RequestOutOfBounds("the video has no frames", field="frames_indices", expected="at least 1", found=0)
-        return Clip(indices, metadata.rate)
+        if (rate := metadata.rate) is not None:
+            return Clip(indices, rate)
+        return Clip(indices, ASSUMED_RATE, (f"the video's rate is not known (fps {metadata.unknown.get('fps')}); the times of "
+                                            f"its frames are written as for {ASSUMED_RATE:g} a second",))
     if total < 1:
         raise RequestOutOfBounds("the video has no frames", field="total_num_frames", expected="at least 1", found=total)
     rate = metadata.known_rate()
