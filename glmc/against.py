@@ -54,7 +54,8 @@ def against(artifact: Artifact, source: Path, seed: int = 0, device: str | None 
 
 def _same_architecture(artifact: Artifact, checkpoint: Checkpoint) -> None:
     ours = artifact.manifest["dims"]
-    theirs = json.loads(json.dumps(dataclasses.asdict(families.load(checkpoint.config, checkpoint.folder).read(checkpoint.config))))
+    family = families.load(checkpoint.config, checkpoint.folder)
+    theirs = json.loads(json.dumps(dataclasses.asdict(family.read(checkpoint.config))))
     for name in sorted((ours.keys() & theirs.keys()) - set(_NOT_SIZES), key=lambda n: (n != "model_type", n)):
         if ours[name] != theirs[name]:
             raise IncompatibleArtifact("the checkpoint is of another architecture than the artefact", field=name,

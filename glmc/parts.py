@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from glmc import published
-from glmc.cache import layout
+from glmc.cache import Shape, layout
 from glmc.trace import Trace
 
 _ROWS, _TOKENS, _SLOTS, _FEATURES = 2, 5, 16, 7
@@ -55,7 +55,8 @@ def parts(config: dict[str, Any], dtype: torch.dtype) -> list[Part]:
 
 
 def text_part(model: Any, dtype: torch.dtype) -> Part:
-    """The text part of a published model on the meta device: rows B, new tokens S and slots L are all dynamic.
+    """The text part of a published model on the meta device: rows B, new tokens S and slots L are all dynamic,
+    and so are the rows M of a vision tower.
 
     With a sparse indexer L is at least the number of slots that it chooses, since a graph chooses a fixed number.
     """
@@ -66,25 +67,24 @@ def text_part(model: Any, dtype: torch.dtype) -> Part:
     least = max(2, getattr(text, "index_topk", 2))
     media = three and published.takes_features(model)
     sizes = {"B": _ROWS, "S": _TOKENS, "L": max(_SLOTS, least), "M": _FEATURES}
-    dims = {"M": torch.export.Dim("M", min=2, max=_MOST), "B": torch.export.Dim("B", min=2, max=_MOST), "S": torch.export.Dim("S", min=2, max=_MOST),
-            "L": torch.export.Dim("L", min=least, max=_MOST)}
+    dims = {letter: torch.export.Dim(letter, min=least if letter == "L" else 2, max=_MOST) for letter in sizes}
 
-    def made(shape: tuple[int | str, ...], kind: torch.dtype) -> torch.Tensor:
+    def made(shape: Shape, kind: torch.dtype) -> torch.Tensor:
         return torch.zeros([sizes[n] if isinstance(n, str) else n for n in shape], dtype=kind, device="meta")
 
-    def moving(shape: tuple[int | str, ...]) -> dict[int, Any]:
+    def moving(shape: Shape) -> dict[int, Any]:
         return {i: dims[n] for i, n in enumerate(shape) if isinstance(n, str)}
 
-    shapes: list[tuple[int | str, ...]] = [("B", "S"), (3, "B", "S") if three else ("B", "S"), ("L",)]
-    shapes += [("B", "S")] if three else []
-    features: list[tuple[int | str, ...]] = [("M", text.hidden_size)] if media else []
+    inputs: dict[str, tuple[Shape, torch.dtype]] = {
+        "input_ids": (("B", "S"), torch.int64), "positions": ((3, "B", "S") if three else ("B", "S"), torch.int64),
+        "slots": (("L",), torch.int64), **({"where": (("B", "S"), torch.int64)} if three else {}),
+        **({"features": (("M", text.hidden_size), dtype), "media": (("B", "S"), torch.int64)} if media else {})}
     caches = [tuple(made(*spec) for spec in layer.values()) for layer in layers]
-    tail: list[tuple[int | str, ...]] = [("B", "S")] if media else []
-    args = (*(made(s, torch.int64) for s in shapes), *(made(s, dtype) for s in features),
-            *(made(s, torch.int64) for s in tail), caches)
-    dynamic = (*(moving(s) for s in (*shapes, *features, *tail)), [tuple(moving(shape) for shape, _ in layer.values()) for layer in layers])
-    names = ("input_ids", "positions", "slots", *(("where",) if three else ()), *(("features", "media") if media else ()),
-             *(f"{name}.{i}" for i, layer in enumerate(layers) for name in layer))
+    args = (*(made(*spec) for spec in inputs.values()), caches)
+    dynamic = (*(moving(shape) for shape, _ in inputs.values()),
+               [tuple(moving(shape) for shape, _ in layer.values()) for layer in layers])
+    names = (*inputs, *(f"{name}.{i}" for i, layer in enumerate(layers) for name in layer))
     explicit = published.ExplicitMedia if media else published.ExplicitRows if three else published.Explicit
     module = explicit(model, [tuple(layer) for layer in layers])
-    return Part("text", module, args, dynamic, {"B": (0, 0), "S": (0, 1), "L": (2, 0), **({"M": (4, 0)} if media else {})}, names)
+    letters = {"B": (0, 0), "S": (0, 1), "L": (2, 0), **({"M": (4, 0)} if media else {})}
+    return Part("text", module, args, dynamic, letters, names)

@@ -197,7 +197,10 @@ def written(programs: Mapping[str, Program]) -> dict[str, Any]:
 
 
 def read(data: dict[str, Any], text_of: Callable[[str], str]) -> dict[str, Program]:
-    """The parts that program.json describes. text_of: a region's name -> its text. Raises DamagedArtifact, IncompatibleArtifact."""
+    """The parts that program.json describes. text_of: a region's name -> its text.
+
+    Raises DamagedArtifact, IncompatibleArtifact.
+    """
     stages = data.get("stages", {})
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise DamagedArtifact("the stages of the program are no objects", file="program.json", field="stages")

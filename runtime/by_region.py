@@ -32,7 +32,8 @@ class ByRegion:
         self.cache = Cache(program, bounds["max_batch"], most, device.torch)
         self.decoder = device.record and Decoder(self._decode, device.record, bounds["max_len"], device.torch)
 
-    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None) -> torch.Tensor:
+    def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None,
+               ) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
         tokens = torch.tensor([list(ids)], dtype=torch.int64)
         positions = torch.arange(start, start + len(ids), dtype=torch.int64).unsqueeze(0)
@@ -62,8 +63,8 @@ class ByRegion:
         """What a program reads, by name: the inputs, and views of the cache from row `row` on, up to the last that is filled
         or the first `slots`.
 
-        positions: int64 [B, S], slot and position of each new token; of one token a row also [B, 2], its slot and its position on
-        all three axes. placed: where some of the tokens are images or frames.
+        positions: int64 [B, S], slot and position of each new token; of one token a row also [B, 2], its slot and its position
+        on all three axes. placed: where some of the tokens are images or frames.
         """
         slots, place = max(self.least, int(positions.max()) + 1 if slots is None else slots), self.device.torch
         named = {"input_ids": tokens, "slots": torch.arange(slots, device=place)}
@@ -95,6 +96,6 @@ def _decoding(tokens: torch.Tensor) -> str:
 
 
 def _features(program: Program, device: torch.device) -> torch.Tensor | None:
-    """What stands for a vision tower's rows where there is no image, [2, hidden] on the device; None where nothing reads them."""
+    """What stands for a tower's rows where there is no image, [2, hidden] on the device; None where nothing reads them."""
     spec = next((spec for region in program.regions.values() for name, _, spec in region.inputs if name == "features"), None)
     return None if spec is None else torch.zeros(2, int(spec.shape[1]), dtype=getattr(torch, spec.dtype), device=device)

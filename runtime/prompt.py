@@ -1,4 +1,4 @@
-"""What a model is asked: token ids, and where images or videos stand among them, their pixels and the positions of all tokens."""
+"""What a model is asked: token ids, and with images or videos among them also pixels and the positions of all tokens."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Placed:
 class Seen:
     """The images and frames of a prompt, in the order in which their tokens stand.
 
-    pixels: float32 [P, values of a patch], in the published block order. grid: int64 [F, 3], one row an image or frame: 1, height
-    and width in patches. positions, media: see `Placed`.
+    pixels: float32 [P, values of a patch], in the published block order. grid: int64 [F, 3], one row an image or frame: 1,
+    height and width in patches. positions, media: see `Placed`.
     """
 
     pixels: torch.Tensor

@@ -71,7 +71,7 @@ class Model:
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
         tower = self.programs.get(STAGE)
-        self.vision = tower and Vision(artifact, tower, self.weights, self.kept, self.device)
+        self.vision = tower and Vision(artifact, tower, self.weights, self.kept, self.device, self.threads)
         self._holder = 0
         self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
@@ -132,7 +132,8 @@ class Model:
         if prompt.seen is None:
             return self.extend(row, prompt.ids, 0, every_row)
         if self.vision is None:
-            raise RequestOutOfBounds("this model takes no images", field=f"prompt[{row}]", found=self.artifact.manifest["family"])
+            raise RequestOutOfBounds("this model takes no images", field=f"prompt[{row}]",
+                                     found=self.artifact.manifest["family"])
         features = self.vision(prompt.seen.pixels, prompt.seen.grid)
         return self.extend(row, prompt.ids, 0, every_row, Placed(prompt.seen.positions, prompt.seen.media, features))
 

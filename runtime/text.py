@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
+from glmc.runtime.json_object import json_object
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -102,7 +102,7 @@ class Text:
         Files asked for: tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json,
         config.json; each may be absent. Raises DamagedArtifact for one that cannot be read.
         """
-        config = _json_object(read, "tokenizer_config.json")
+        config = json_object(read, "tokenizer_config.json")
         tokenizer = None
         if (data := read("tokenizer.json")) is not None:
             try:
@@ -166,19 +166,6 @@ class Text:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
-def _json_object(read: Callable[[str], bytes | None], name: str) -> dict[str, Any]:
-    """The object in the JSON file `name`, {} when there is no such file. Raises DamagedArtifact."""
-    if (data := read(name)) is None:
-        return {}
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as fault:
-        raise DamagedArtifact("the file is not JSON", file=name, found=fault) from fault
-    if not isinstance(value, dict):
-        raise DamagedArtifact("the file is not a JSON object", file=name, found=type(value).__name__)
-    return value
-
-
 def _content(token: Any, field: str) -> str:
     """The text of a token that tokenizer_config.json spells as a string or as an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
@@ -234,9 +221,9 @@ def _template(read: Callable[[str], bytes | None], config: Mapping[str, Any]) ->
 
 def _stop_ids(read: Callable[[str], bytes | None]) -> frozenset[int]:
     """eos_token_id, one or a list, of generation_config.json, else of config.json, else of its text_config."""
-    config = _json_object(read, "config.json")
+    config = json_object(read, "config.json")
     inner = config.get("text_config")
-    places = (("generation_config.json", _json_object(read, "generation_config.json")), ("config.json", config),
+    places = (("generation_config.json", json_object(read, "generation_config.json")), ("config.json", config),
               ("config.json", inner if isinstance(inner, dict) else {}))
     for file, values in places:
         if (found := values.get("eos_token_id")) is None:

@@ -1,6 +1,7 @@
 """The vision tower of an artefact: patches of images and frames in, rows of the text model's width out.
 
-It runs as a stage of its own, once for each prompt, before the text model sees the prompt.
+It runs as a stage of its own, once for each prompt, before the text model sees the prompt: on the native library where the text
+model does, elsewhere region by region on engine `fx`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import torch
 from glmc.artifact import Artifact
 from glmc.errors import RequestOutOfBounds
 from glmc.native.keep import Keep
+from glmc.native.tower import Tower
 from glmc.program import Program
 from glmc.runtime.device import Device
 from glmc.runtime.engines import fx
 from glmc.runtime.media.order import ends, order
-from glmc.runtime.steps import Steps
+from glmc.runtime.steps import Steps, check_weights
 from glmc.runtime.transfer import to_device
 
 STAGE = "vision"
@@ -22,20 +24,27 @@ _FORM = "any"
 
 
 class Vision:
-    """The tower's regions, interpreted by engine `fx` on the device."""
+    """The tower of an artefact, bound to its weights."""
 
     def __init__(self, artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], kept: dict[str, Keep],
-                 device: Device) -> None:
+                 device: Device, threads: int) -> None:
         sizes = artifact.manifest["dims"]["tower"]
         self.merge, self.width = sizes["merge"], sizes["channels"] * sizes["frames"] * sizes["patch"] ** 2
         self.device, self.dtype = device, getattr(torch, artifact.manifest["dtype"])
+        self.tower: Tower | None = None
+        if artifact.manifest["engine"] == "native":
+            check_weights(program, weights, kept)
+            self.tower = Tower(program, weights, kept, threads)
+            return
         calls = {name: fx.open(artifact, region, _FORM, device) for name, region in program.regions.items()}
         self.steps = Steps(program, weights, {_FORM: calls}, kept)
 
     def __call__(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-        """pixels float32 [P, values of a patch], grid int64 [F, 3], one row an image or frame -> [M, hidden of the text model] in
-        the model's dtype, on its device; M = P / merge^2. Raises RequestOutOfBounds where they do not fit each other."""
+        """pixels float32 [P, values of a patch], grid int64 [F, 3], one row an image or frame -> [M, hidden of the text model]
+        in the dtype of its activations, on its device; M = P / merge^2. Raises RequestOutOfBounds where they do not fit each other."""
         check(pixels, grid, self.merge, self.width)
+        if self.tower is not None:
+            return self.tower.run(pixels.float().contiguous(), order(grid, self.merge), ends(grid), grid)
         given = {"pixels": pixels.to(self.dtype), "positions": order(grid, self.merge), "ends": ends(grid), "grid": grid}
         with torch.no_grad():
             return self.steps.run(_FORM, {f"input:{name}": to_device(tensor.contiguous(), self.device.torch)
@@ -44,9 +53,10 @@ class Vision:
 
 def check(pixels: torch.Tensor, grid: torch.Tensor, merge: int, width: int) -> None:
     """Refuse what no tower takes. Raises RequestOutOfBounds."""
-    if grid.dim() != 2 or grid.shape[1] != 3 or not len(grid) or (grid[:, 0] != 1).any() or (grid < 1).any() or (grid[:, 1:] % merge).any():
+    shaped = grid.dim() == 2 and grid.shape[1] == 3 and len(grid) > 0
+    if not shaped or (grid[:, 0] != 1).any() or (grid < 1).any() or (grid[:, 1:] % merge).any():
         raise RequestOutOfBounds("the grid of patches is none", field="grid", found=grid.tolist(),
-                                 expected=f"[images, 3] of one frame each, heights and widths that are multiples of {merge}")
+                                 expected=f"[images, 3], of one frame each, heights and widths multiples of {merge}")
     if list(pixels.shape) != [int(grid.prod(1).sum()), width]:
         raise RequestOutOfBounds("the pixels do not fit their grid", field="pixels", found=list(pixels.shape),
                                  expected=[int(grid.prod(1).sum()), width])

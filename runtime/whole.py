@@ -36,7 +36,10 @@ class Whole:
                                  min(PIECE, max(bounds["max_len"], bounds["max_batch"])), threads)
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None) -> torch.Tensor:
-        """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
+        """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary].
+
+        placed: where some of the tokens are images or frames; its features are float32.
+        """
         _inside("the cache", "positions", (start, start + len(ids) - 1), self.slots)
         _inside("the cache", "row", (row,), len(self.rows))
         _inside("the vocabulary", "ids", ids, self.vocabulary)
@@ -48,19 +51,31 @@ class Whole:
             positions = torch.arange(start + at, start + at + len(piece))
             ends = [last - at] if at + most > last else []
             which = torch.arange(len(piece)) if every_row else torch.tensor(ends, dtype=torch.int64)
-            self.executor.run(piece, positions, torch.full_like(piece, row), which, logits[at:] if every_row else logits)
+            seen = _seen(placed, at, at + len(piece)) if placed else {}
+            self.executor.run(piece, positions, torch.full_like(piece, row), which, logits[at:] if every_row else logits, **seen)
         return logits.unsqueeze(0)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One token for each of the first rows: tokens, positions int64 [B, 1] -> logits [B, 1, vocabulary]."""
-        at = positions.flatten()
+        """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1 or 2] -> logits [B, 1, vocabulary].
+
+        positions: each token's slot, and where images came before it what it turns by, on all three axes.
+        """
+        at = positions[:, 0].contiguous()
+        turns = None if positions.shape[1] == 1 else positions[:, 1].expand(3, -1).contiguous()
         _inside("the cache", "positions", at.tolist(), self.slots)
         _inside("the cache", "rows", (len(tokens) - 1,), len(self.rows))
         _inside("the vocabulary", "tokens", tokens.flatten().tolist(), self.vocabulary)
         rows = self.rows[:len(tokens)]
         logits = torch.empty(len(tokens), 1, self.vocabulary)
-        self.executor.run(tokens.flatten().contiguous(), at.contiguous(), rows, rows, logits)
+        self.executor.run(tokens.flatten().contiguous(), at, rows, rows, logits, turns)
         return logits
+
+
+def _seen(placed: Placed, begin: int, end: int) -> dict[str, torch.Tensor]:
+    """Of tokens `begin` to `end` what the library is told besides. Raises RequestOutOfBounds."""
+    media = placed.media[begin:end].contiguous()
+    _inside("the features", "media", [max(0, int(media.max()))], len(placed.features))
+    return {"turns": placed.positions[:, begin:end].contiguous(), "media": media, "features": placed.features}
 
 
 def _inside(what: str, field: str, values: Sequence[int], size: int) -> None:

@@ -29,8 +29,11 @@ from glmc.runtime.session import Model
 MAX_LEN = 80
 MAX_BATCH = 3
 _SHALLOW = {"num_hidden_layers": 2}
+SEEING = [name for name in families.compiled() if "vision_config" in families.load({"model_type": name}).TINY]
+"""Families of images and videos: their tests are in tests/runtime/test_seeing.py."""
+READING = [name for name in families.compiled() if name not in SEEING]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in families.compiled()},
+    **{name: (name, {}) for name in READING},
     "glm4_moe-no-qk-norm": ("glm4_moe", {"use_qk_norm": False, **_SHALLOW}),
     # The rotary width is 6 of 14, its half is odd, and so are the counts of heads, experts and the hidden size.
     "glm4_moe-odd": ("glm4_moe", {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 14, "hidden_size": 45,
@@ -111,7 +114,7 @@ def scratch() -> Path:
 @functools.cache
 def published(variant: str, dtype: str = "float32", **changes: Any) -> tuple[dict[str, Any], torch.nn.Module, Path]:
     """(config, transformers model, checkpoint folder) of a variant."""
-    family, differs = VARIANTS[variant]
+    family, differs = VARIANTS.get(variant, (variant, {}))
     config = tiny_config(family, torch_dtype=dtype, **{**differs, **changes})
     model = randomised(config, getattr(torch, dtype))
     folder = Path(tempfile.mkdtemp(prefix=f"{variant}-", dir=scratch()))

@@ -17,6 +17,7 @@ from glmc.trace import Trace, trace
 
 TEXT = [n for n in families.names() if n != "glm_image_dit"]
 THREE = ("glm4v", "glm46v", "glmga", "glm4v_moe", "glm_ocr", "glm_image")
+SEEING = tuple(n for n in THREE if n != "glm_image")
 GROUPED = ("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
 
 
@@ -101,6 +102,14 @@ def positions_of(name, start, rows, tokens):
     return torch.stack([flat, flat * 2 + 1, (flat * 5 + 3) % 17])
 
 
+def places(name, model, where):
+    """What comes behind `slots`: where new tokens go, and features of which none is theirs."""
+    if name not in THREE:
+        return []
+    seen = [torch.full((4, model.config.get_text_config().hidden_size), 9.0), torch.full_like(where, -1)]
+    return [where, *(seen if name in SEEING else [])]
+
+
 @torch.no_grad()
 def expected(name, model, ids, positions):
     """The published model's logits of whole rows, without a cache."""
@@ -113,16 +122,19 @@ def expected(name, model, ids, positions):
 def test_the_inputs_have_names_in_order(made):
     name, config, _, part, traced = made
     assert len(part.names) == len(set(part.names)) == len(traced.inputs)
-    front = ("input_ids", "positions", "slots", "where") if name in THREE else ("input_ids", "positions", "slots")
+    front = ("input_ids", "positions", "slots", *(("where",) if name in THREE else ()),
+             *(("features", "media") if name in SEEING else ()))
     assert part.names[:len(front)] == front
     values = {n.name: n.meta["val"] for n in traced.graph.find_nodes(op="placeholder")}
     shapes = {n: tuple(values[i].shape) for n, i in zip(part.names, traced.inputs, strict=True)}
     symbols = part.symbols(traced)
-    assert sorted(symbols.values()) == ["B", "L", "S"]
+    assert sorted(symbols.values()) == ["B", "L", *("M" if name in SEEING else ""), "S"]
     lettered = {n: tuple(symbols.get(str(s), s) for s in shape) for n, shape in shapes.items()}
     assert lettered["input_ids"] == ("B", "S")
     assert lettered["positions"] == ((3, "B", "S") if name in THREE else ("B", "S"))
     assert lettered["slots"] == ("L",)
+    if name in SEEING:
+        assert (lettered["features"], lettered["media"]) == (("M", config["text_config"]["hidden_size"]), ("B", "S"))
     caches = {n: s for n, s in lettered.items() if n not in front}
     assert all(s[0] == "B" for s in caches.values())
     assert all(s[1] == "L" and len(s) == 4 for n, s in caches.items() if n.split(".")[0] not in ("convolved", "state"))
@@ -163,11 +175,30 @@ def test_a_prefill_from_empty_is_the_published_model(made):
     rows, tokens, slots = 2, 13, 19
     ids = torch.randint(2, 100, (rows, tokens), generator=torch.Generator().manual_seed(5))
     positions, where = positions_of(name, 0, rows, tokens), torch.arange(tokens).expand(rows, tokens).contiguous()
-    inputs = [ids, positions, torch.arange(slots), *([where] if name in THREE else []), *state(part, rows, slots)]
+    inputs = [ids, positions, torch.arange(slots), *places(name, model, where), *state(part, rows, slots)]
     reference = expected(name, model, ids, positions)
     ours = run(traced, model, inputs)
     assert ours.shape == reference.shape
     assert reference.abs().max() > 0.05, "logits near zero would hide a difference"
+    assert (ours - reference).abs().max() < 1e-5 * max(1.0, float(reference.abs().max()))
+
+
+@pytest.mark.parametrize("made", ["glm4v", "glm4v_moe"], indirect=True)
+def test_a_token_that_is_an_image_takes_its_row_of_the_features(made):
+    name, _, model, part, traced = made
+    rows, tokens, slots, hidden = 2, 6, 9, model.config.get_text_config().hidden_size
+    draw = torch.Generator().manual_seed(8)
+    ids, features = torch.randint(2, 100, (rows, tokens), generator=draw), torch.randn(5, hidden, generator=draw)
+    media = torch.tensor([[-1, 3, 0, -1, -1, 4], [2, -1, -1, -1, 1, 1]])
+    where = torch.arange(tokens).expand(rows, tokens).contiguous()
+    positions = positions_of(name, 0, rows, tokens)
+    embedded = model.model.language_model.embed_tokens(ids).detach()
+    for row, column in (media >= 0).nonzero().tolist():
+        embedded[row, column] = features[media[row, column]]
+    with torch.no_grad():
+        hidden_states = model.model.language_model(inputs_embeds=embedded, position_ids=positions, use_cache=False)
+        reference = model.lm_head(hidden_states.last_hidden_state)
+    ours = run(traced, model, [ids, positions, torch.arange(slots), where, features, media, *state(part, rows, slots)])
     assert (ours - reference).abs().max() < 1e-5 * max(1.0, float(reference.abs().max()))
 
 
@@ -183,12 +214,12 @@ def test_rows_of_unequal_length_go_on_where_they_were(made):
         wanted.append((ids, positions, expected(name, model, ids, positions)))
         own = [c[row:row + 1] for c in caches]
         where = torch.arange(length).expand(1, length).contiguous()
-        inputs = [ids[:, :length], positions[..., :length], torch.arange(slots), *([where] if name in THREE else []), *own]
+        inputs = [ids[:, :length], positions[..., :length], torch.arange(slots), *places(name, model, where), *own]
         run(traced, model, inputs)
     where = torch.stack([torch.arange(n, n + more) for n in lengths])
     ids = torch.cat([w[0][:, -more:] for w in wanted])
     positions = torch.cat([w[1][..., -more:] for w in wanted], dim=1 if name in THREE else 0)
-    ours = run(traced, model, [ids, positions, torch.arange(slots), *([where] if name in THREE else []), *caches])
+    ours = run(traced, model, [ids, positions, torch.arange(slots), *places(name, model, where), *caches])
     for row, (_, _, reference) in enumerate(wanted):
         assert (ours[row] - reference[0, -more:]).abs().max() < 1e-5 * max(1.0, float(reference.abs().max()))
 

@@ -1,7 +1,4 @@
-"""Text programs of the vision models on the NPU's emulation and in Triton's interpreter: the CPU's logits, with unequal rows.
-
-These families are planned and not compiled yet, so what runs is the program that is planned, on random weights.
-"""
+"""Text programs of the vision models on the NPU's emulation and in Triton's interpreter: the CPU's logits, unequal rows."""
 
 from __future__ import annotations
 
@@ -96,7 +93,8 @@ def logits(found):
     for start, end in ((0, 7), (7, 8), (8, 9)):
         positions = POSITIONS if end == 7 else POSITIONS[:, -1:] + end - 7 + torch.tensor([[0], [1], [3]])
         given = {"input:input_ids": ids[:, start:end], "input:positions": positions[:, None], "input:slots": torch.arange(end),
-                 "input:where": torch.arange(start, end)[None],
+                 "input:where": torch.arange(start, end)[None], "input:features": torch.zeros(2, text.hidden_size),
+                 "input:media": torch.full((1, end - start), -1),
                  **{f"cache:{kind}.{i}": layer[place][:, :end] for i, layer in enumerate(cache)
                     for place, kind in enumerate(("keys", "values"))}}
         with torch.no_grad():

@@ -98,7 +98,7 @@ def test_a_tower_gives_what_the_published_one_gives(name):
     part = vision_parts.parts(model, torch.float32)[0]
     graph = traced(part)
     assert part.name == "vision"
-    assert {"visual.blocks.1.attn", "visual.blocks.0.mlp"} <= places(graph)
+    assert {"model.model.visual.blocks.1.attn", "model.model.visual.blocks.0.mlp"} <= places(graph)
     assert sum("attention_packed" in str(n.target) for n in graph.graph.nodes) == SMALL["depth"]
     assert set(part.symbols(graph).values()) == ({"P", "F"} if name == "glm_image" else {"M", "F"})
     for rows in GRIDS.values():

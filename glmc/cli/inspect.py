@@ -146,7 +146,7 @@ def _summary(opened: Artifact, program: Program) -> Table:
         "made with": f"glmc {manifest['glmc']}, torch {manifest['torch']}, format {manifest['format_version']}",
         "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
                     else "any CPU" if manifest["engine"] == "native" else manifest["target"],
-        **({"here": _here(opened, programs[MAIN])} if KERNELS in opened.files else {}),
+        **({"here": _here(opened, program)} if KERNELS in opened.files else {}),
         "source": manifest["source"],
         **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values() if "linked" not in e)),

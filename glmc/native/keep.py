@@ -187,9 +187,9 @@ def kept_of(program: dict[str, Any], region: str | None = None) -> dict[str, Kee
 def written(programs: Iterable[Program], found: dict[str, Keep]) -> dict[str, Any]:
     """What program.json says: `weights` by name, and for each region its own names."""
     regions: dict[str, Any] = {}
-    for program, step in ((program, step) for program in programs for step in program.steps):
+    for part, step in ((program, step) for program in programs for step in program.steps):
         mine = regions.setdefault(step.region, {})
-        for name, (local, role, _) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
+        for name, (local, role, _) in zip(step.inputs, part.regions[step.region].inputs, strict=True):
             if role == "weight" and name.removeprefix("weight:") in found:
                 mine.setdefault(local, found[name.removeprefix("weight:")].to_json())
     return {"weights": {name: one.to_json() for name, one in found.items()}, "regions": regions}

@@ -6,7 +6,7 @@ import torch
 
 
 def order(grid: torch.Tensor, merge: int) -> torch.Tensor:
-    """grid int64 [F, 3], one row an image or frame: 1, height and width in patches -> int64 [P, 2], each patch's row and column."""
+    """grid int64 [F, 3], one row a medium: frames, height and width in patches -> int64 [P, 2], each patch's row and column."""
     return torch.cat([_of_one(int(height), int(width), merge).repeat(int(frames), 1) for frames, height, width in grid])
 
 

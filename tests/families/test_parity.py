@@ -8,14 +8,12 @@ import models
 import pytest
 import torch
 
-from glmc import families
-
 NEW = 64
 LENGTHS = (1, 2, 5, 16)
 
 
 # What a variant changes is in the regions' text alone, but for these: engine `fx` runs every family and what has odd sizes.
-INTERPRETED = [*families.compiled(), "glm4_moe-odd", "glm4_moe-no-qk-norm", "glm_moe_dsa-own-indexers"]
+INTERPRETED = [*models.READING, "glm4_moe-odd", "glm4_moe-no-qk-norm", "glm_moe_dsa-own-indexers"]
 PAIRS = [*(("fx", name) for name in INTERPRETED), *(("cpu", name) for name in models.VARIANTS)]
 
 
@@ -99,7 +97,7 @@ def half_as_good_at_worst(made):
 
 
 @pytest.mark.parametrize(("target", "family"), [("fx", "glm4_moe"), ("fx", "glm_moe_dsa"),
-                                                *(("cpu", name) for name in families.compiled())])
+                                                *(("cpu", name) for name in models.READING)])
 def test_bfloat16_is_as_near_to_float64_as_transformers_is(family, target):
     half_as_good_at_worst(models.made(family, "bfloat16", target=target))
 
@@ -129,6 +127,6 @@ def test_aoti_chunks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", families.compiled())
+@pytest.mark.parametrize("family", models.READING)
 def test_aoti_in_bfloat16_is_as_near_to_float64_as_transformers_is(family):
     half_as_good_at_worst(models.made(family, "bfloat16", target="cpu:aoti", max_batch=1))

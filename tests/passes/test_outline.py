@@ -63,7 +63,7 @@ def test_sizes_are_read_again_from_a_regions_own_inputs(family):
                 assert found, line
                 assert inputs[found[2]].shape[int(found[3])] == found[1]
                 seen += 1
-        assert {s for spec in inputs.values() for s in spec.shape if isinstance(s, str)} <= {"B", "S", "L"}
+        assert {s for spec in inputs.values() for s in spec.shape if isinstance(s, str)} <= {"B", "S", "L", "M"}
     assert seen
 
 
