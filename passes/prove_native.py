@@ -5,7 +5,8 @@ judged is the code and not the rounding of weights. In float32 the worst error m
 twice that of the text run in bfloat16, plus one rounding step; where weights are multiplied as whole numbers activations are
 rounded too, in groups of 32 to 8 bits, and 0.03 is added. Experts are chosen by the correction alone, and slots by the length
 of their keys, so that no near tie decides. Latent attention is run over few new tokens and over so many that it opens its rows;
-with an indexer over contexts that it looks at whole and over longer ones.
+with an indexer over contexts that it looks at whole and over longer ones. A vision tower is run over one image and over several
+of unequal grids.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from glmc.native.calls import Weight
 from glmc.native.compose import whole
 from glmc.native.keep import Keep
 from glmc.native.lower import lowered
+from glmc.passes.images import GRIDS, of_images, sizes_of_images
 from glmc.program import Program, Region, Spec
 from glmc.region import Bound
 
 FLOAT32, QUANTISED = 1e-4, 0.03
 _MOST = 1 << 28
 """The most elements of a region's weights; a region with more is proved with fewer experts, or not, and says so."""
-_SHAPES = ({"B": 1, "S": 1, "L": 300}, {"B": 1, "S": 7, "L": 270}, {"B": 3, "S": 1, "L": 33})
+_SHAPES = ({"B": 1, "S": 1, "L": 300, "M": 5}, {"B": 1, "S": 7, "L": 270, "M": 5}, {"B": 3, "S": 1, "L": 33, "M": 5})
 _DRAWS = 16
 _STEP = 1.012
 """From one cached key of an indexer to the next larger: no rounding turns the choice among them."""
@@ -99,7 +101,9 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
 
 
 def _shapes(region: Region) -> list[dict[str, int]]:
-    """Rows, new tokens and slots at which a region is run."""
+    """Rows, new tokens and slots at which a region is run, and rows of features that a prompt's images have."""
+    if region.kind.startswith("vision"):
+        return sizes_of_images(region)
     latent = next((c for c in lowered(region).calls if c.kernel == "latent_attention"), None)
     if latent is None:
         return list(_SHAPES)
@@ -146,7 +150,7 @@ def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> tor
     elif len(keep.sizes) == 1:
         drawn = 0.3 * drawn
     elif keep.form != "rows":
-        drawn *= keep.sizes[-1] ** -0.5
+        drawn *= keep.sizes[-1] ** -0.5 if len(keep.sizes) < 4 else math.prod(keep.sizes[1:]) ** -0.5
     dtype, shape = keep.stored()
     out = torch.empty(shape, dtype=torch_dtype(dtype))
     if keep.packed:
@@ -158,9 +162,15 @@ def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> tor
 
 def _input(name: str, spec: Spec, sizes: dict[str, int], draw: torch.Generator) -> torch.Tensor:
     shape = [int(sizes.get(str(s), s)) for s in spec.shape]
+    if GRIDS in sizes and not spec.dtype.startswith(("float", "bfloat")):
+        return of_images(name, sizes[GRIDS], draw)
     if name == "slots":
         return torch.arange(sizes["L"])
-    if name == "positions":  # the last slots, and for rows of a batch others each
+    if name == "media":
+        return torch.randint(-1, sizes["M"], shape, generator=draw)
+    if name == "positions" and len(shape) == 3:  # of several axes
+        return torch.randint(0, 2000, shape, generator=draw)
+    if name in ("positions", "where"):  # the last slots, and for rows of a batch others each
         first = [max(0, sizes["L"] - sizes["S"] - 9 * b) for b in range(sizes["B"])]
         return torch.tensor(first).unsqueeze(1) + torch.arange(sizes["S"])
     if spec.dtype == "int32":  # what an indexer chose: every slot that is there, or as many of the visible ones

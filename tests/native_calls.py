@@ -65,18 +65,20 @@ class One:
 
     def run(self, kernel: str, n: list, p: list, f: tuple[float, ...] = (), threads: int = 2, tokens: int | None = None,
             positions: torch.Tensor | None = None, ids: torch.Tensor | None = None, cache: Cache | None = None,
-            sequences: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Run it; every register afterwards, [T, width]. Rooms hold NaN before. cache: of one layer."""
+            sequences: torch.Tensor | None = None, per: int = 1, **told: torch.Tensor) -> list[torch.Tensor]:
+        """Run it; every register afterwards, [T, width]. Rooms hold NaN before. cache: of one layer. per: tokens a row.
+        told: what else a step is told."""
         count = tokens or len(next(iter(self.given.values())))
-        call = Call(kernel, n, p, list(f), tuple(r for r in self.widths if r not in self.given))
+        call = Call(kernel, n, p, list(f), tuple(r for r in self.widths if r not in self.given), per)
         item = Item(call, {r: r for r in self.widths}, {name: name for name in self.weights})
         executor = Executor([item], self.widths, self.weights, self.kept, cache, count, threads, list(self.widths))
-        for reg in self.widths:
-            executor.rows(reg, count).copy_(self.given.get(reg, torch.full((count, self.widths[reg]), torch.nan)))
+        rows = {reg: count if reg in self.given else count // per for reg in self.widths}
+        for reg, many in rows.items():
+            executor.rows(reg, many).copy_(self.given.get(reg, torch.full((many, self.widths[reg]), torch.nan)))
         where = torch.zeros(count, dtype=torch.int64) if positions is None else positions
         zeros = torch.zeros_like(where)
-        executor.run(zeros if ids is None else ids, where, zeros if sequences is None else sequences, where[:0], None)
-        return [executor.rows(reg, count).clone() for reg in self.widths]
+        executor.run(zeros if ids is None else ids, where, zeros if sequences is None else sequences, where[:0], None, **told)
+        return [executor.rows(reg, many).clone() for reg, many in rows.items()]
 
 
 def product(x: torch.Tensor, matrix: torch.Tensor | tuple[torch.Tensor, Keep], way: str = "", bias: torch.Tensor | None = None,

@@ -176,14 +176,14 @@ def _silu_mul(lower: Lowerer, name: str, gate: Any, up: Any) -> Any:
     call = next((c for c in lower.calls if c.writes == (one.reg,) and c.kernel == "linear"), None)
     halves = one.reg == other.reg and (one.offset, other.offset) == (0, one.width) and one.width == other.width
     whole = 2 * one.width == lower.widths[one.reg]
-    if call is None or not halves or not whole or call.p[2] or lower.uses[lower.made[one.reg]] != 2:
+    if call is None or not halves or not whole or lower.uses[lower.made[one.reg]] != 2:
         raise Refused("SiLU-and-multiply of something else than one product's two halves")
     weight = call.p[1]
     lower.needs[weight.name] = Need("matrix", halves=True)
     out = lower.new(one.width)
     call.kernel, call.writes = "swiglu", (out.reg,)
     call.n = [call.n[0], out.width, call.n[2], Stride(out.reg), call.n[4]]
-    call.p = [call.p[0], weight, None, out]
+    call.p = [call.p[0], weight, call.p[2], out]
     return out
 
 
