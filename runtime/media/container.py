@@ -33,7 +33,8 @@ class Facts:
 
     height, width: pixels, upright. turned: how often a frame is turned by 90 degrees counter-clockwise to stand upright.
     times: when each frame is shown, ascending, in the stream's unit, or None where frames are found by counting. keys: the
-    place in `times` and the decoding time of each frame at which decoding may start. notes: a sentence for what is left out.
+    place in `times` and the decoding time of each frame at which decoding may start. cut: where in the file the broken
+    packets at its end stand, which are not counted. notes: a sentence for what is left out.
     """
 
     count: int
@@ -44,6 +45,7 @@ class Facts:
     turned: int
     times: tuple[int, ...] | None
     keys: tuple[tuple[int, int], ...]
+    cut: frozenset[int]
     notes: tuple[str, ...]
 
 
@@ -53,9 +55,9 @@ def facts(source: Any) -> Facts:
     Raises MediaError for what is no video, has no frame or too large ones; UsageError without PyAV; StorageError.
     """
     with _stream(source) as (container, stream):
-        packets, notes = _packets(container, stream, source)
+        packets, cut, notes = _packets(container, stream, source)
     with _stream(source) as (container, stream):
-        first = next(_decoded(container, stream, source), None)
+        first = next(_decoded(container, stream, source, cut), None)
         if first is None:
             raise MediaError("no frame of the video can be decoded", file=said(source), found=f"{len(packets)} packets")
         check_pixels(first.width, first.height, said(source))
@@ -67,15 +69,17 @@ def facts(source: Any) -> Facts:
         if shape and shape != 1:
             notes.append(f"its pixels are not square but {shape}, and are taken as they are stored")
         if any(c.is_alpha for c in first.format.components):
-            notes.append("its transparency is dropped, not blended")
+            notes.append("its frames have an alpha channel, which is dropped and not blended")
         by_time = container.format.name in _BY_TIME
         rate, seconds = _rate(packets, stream.time_base)
     sides = (first.width, first.height) if turned % 2 else (first.height, first.width)
     times = sorted(p[0] for p in packets if p[0] is not None)
-    if not by_time or len(set(times)) < len(packets):
-        return Facts(len(packets), rate, seconds, *sides, turned, None, (), tuple(notes))
-    keys = sorted((bisect_right(times, shown) - 1, decoded) for shown, decoded, _, key in packets if key and decoded is not None)
-    return Facts(len(packets), rate, seconds, *sides, turned, tuple(times), tuple(keys), tuple(notes))
+    keys: list[tuple[int, int]] = []
+    if by_time := by_time and len(set(times)) == len(packets):
+        keys = sorted((bisect_right(times, shown) - 1, decoded) for shown, decoded, _, key in packets
+                      if key and decoded is not None)
+    return Facts(len(packets), rate, seconds, *sides, turned, tuple(times) if by_time else None, tuple(keys), cut,
+                 tuple(notes))
 
 
 def frames(source: Any, known: Facts, wanted: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -84,7 +88,8 @@ def frames(source: Any, known: Facts, wanted: Sequence[int]) -> Iterator[torch.T
     Raises MediaError that names the frame which cannot be decoded.
     """
     with _stream(source) as (container, stream):
-        found = _by_time(container, stream, source, known, wanted) if known.times else _by_count(container, stream, source)
+        found = (_by_time(container, stream, source, known, wanted) if known.times
+                 else enumerate(_decoded(container, stream, source, known.cut)))
         number = -1
         for want in wanted:
             while number < want:
@@ -97,20 +102,16 @@ def frames(source: Any, known: Facts, wanted: Sequence[int]) -> Iterator[torch.T
             yield torch.from_numpy(np.ascontiguousarray(pixels))
 
 
-def _by_count(container: Any, stream: Any, source: Any) -> Iterator[tuple[int, Any]]:
-    return enumerate(_decoded(container, stream, source))
-
-
 def _by_time(container: Any, stream: Any, source: Any, known: Facts, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """(number, frame), ascending, with at least those wanted that can be decoded; jumps to a key frame where that is far."""
     place = {time: number for number, time in enumerate(known.times or ())}
     starts = [number for number, _ in known.keys]
-    decoder, at = _decoded(container, stream, source), -1
+    decoder, at = _decoded(container, stream, source, known.cut), -1
     for want in wanted:
         key = bisect_right(starts, want) - 1
         if key >= 0 and starts[key] > at + _NEAR:
             container.seek(known.keys[key][1], stream=stream)
-            decoder = _decoded(container, stream, source)
+            decoder = _decoded(container, stream, source, known.cut)
         while at < want:
             if (frame := next(decoder, None)) is None:
                 return
@@ -119,11 +120,15 @@ def _by_time(container: Any, stream: Any, source: Any, known: Facts, wanted: Seq
                 yield number, frame
 
 
-def _decoded(container: Any, stream: Any, source: Any) -> Iterator[Any]:
-    """Frames as they are shown, from where the container stands."""
+def _decoded(container: Any, stream: Any, source: Any, cut: frozenset[int]) -> Iterator[Any]:
+    """Frames as they are shown, from where the container stands to the first packet that stands in `cut`."""
     av = library("av", "video")
     try:
-        yield from container.decode(stream)
+        for packet in container.demux(stream):
+            if packet.is_corrupt and packet.pos in cut:
+                yield from stream.codec_context.decode(None)
+                return
+            yield from packet.decode()
     except (av.FFmpegError, ValueError) as fault:
         raise MediaError("the video cannot be decoded", file=said(source), found=fault,
                          hint="the file is damaged: copy it again, or mend it with ffmpeg") from fault
@@ -148,19 +153,27 @@ def _stream(source: Any) -> Iterator[tuple[Any, Any]]:
                                  found=", ".join(s.type for s in container.streams) or "no streams")
             if streams[0].codec_context is None:
                 raise MediaError("there is no decoder for the video", file=said(source))
+            if not (streams[0].width and streams[0].height):
+                raise MediaError("the size of the video's frames cannot be read", file=said(source),
+                                 expected=f"at most {MAX_PIXELS} pixels, and a header that is whole")
             check_pixels(streams[0].width, streams[0].height, said(source))
             yield container, streams[0]
 
 
-def _packets(container: Any, stream: Any, source: Any) -> tuple[list[tuple[Any, Any, int, bool]], list[str]]:
-    """(shown, decoded, duration, whether a key) of each packet that makes a frame, and notes. Raises MediaError for none."""
+def _packets(container: Any, stream: Any,
+             source: Any) -> tuple[list[tuple[Any, Any, int, bool]], frozenset[int], list[str]]:
+    """(shown, decoded, duration, whether a key) of each packet that makes a frame; where broken ones stand; notes.
+
+    Raises MediaError where no packet is left.
+    """
     av = library("av", "video")
-    found, broken, notes = [], [], []
+    found, broken, places, notes = [], [], [], []
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 found.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
                 broken.append(packet.is_corrupt)
+                places.append(packet.pos)
             if len(found) > MAX_FRAMES:
                 raise MediaError("the video has too many frames", file=said(source), expected=f"at most {MAX_FRAMES}")
     except (av.FFmpegError, ValueError) as fault:
@@ -169,15 +182,17 @@ def _packets(container: Any, stream: Any, source: Any) -> tuple[list[tuple[Any, 
     last = len(found)
     while last and broken[last - 1]:
         last -= 1
-    if first or last < len(found):
-        notes.append(f"{first} packets before the first key frame and {len(found) - last} cut ones at the end are not counted")
+    if first:
+        notes.append(f"{first} packets before the first key frame are not counted")
+    if last < len(found):
+        notes.append(f"{len(found) - last} broken packets at the end are not counted")
     if 0 < stream.frames != last - first:
         notes.append(f"the file promises {stream.frames} frames and has {last - first}")
     if last <= first:
         raise MediaError("the video has no frames", file=said(source))
     if any(broken[first:last]):
         notes.append(f"{sum(broken[first:last])} packets are marked as damaged")
-    return found[first:last], notes
+    return found[first:last], frozenset(places[last:]), notes
 
 
 def _rate(packets: list[tuple[Any, Any, int, bool]], unit: Fraction) -> tuple[float | None, float | None]:

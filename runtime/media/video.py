@@ -66,6 +66,9 @@ def open_video(source: Any, metadata: Mapping[str, Any] | VideoMetadata | None =
     """
     given = _given(metadata)
     if is_encoded(source):
+        if "frames_indices" in given and given.get("do_sample_frames") is not False:
+            raise UsageError("which frames of a file are read is chosen here", field="frames_indices",
+                             found=given["frames_indices"], hint="give the frames themselves with these indices")
         facts = container.facts(source)
         record = {"total_num_frames": facts.count, "fps": facts.rate, "duration": facts.seconds, "video_backend": "pyav",
                   "do_sample_frames": True}
