@@ -29,6 +29,7 @@ from glmc.checkpoint.recipe import Concatenate, Recipe
 from glmc.checkpoint.scheme import Scheme, scheme_of
 from glmc.errors import NotCompiled, UsageError
 from glmc.families.fields import Dims
+from glmc.largest_media import settings_of
 from glmc.machine import cpu_flags
 from glmc.native.keep import QUANTS, Keep, forms, forms_for_gpu
 from glmc.native.keep import written as kept_json
@@ -65,6 +66,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
     with ArtifactWriter(Path(out)) as writer:
         checkpoint = Checkpoint.open(source)
         bounds = _bounds(_compilable(checkpoint.config, source), max_len, max_batch)
+        settings_of(source, checkpoint.config)  # refused now, and not when the first image comes
         scheme = scheme_of(checkpoint.config)
         judge = _judge(machine, bounds, progress)
         surveyed = survey(source, machine, dtype, progress, judge if isinstance(judge, Judge) else None)

@@ -7,7 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
+from glmc.native.tower import patch_bytes
 from glmc.survey import Progress, Survey, survey
 from glmc.target import named
 
@@ -28,6 +30,8 @@ class Plan:
     roofline: dict[str, Any]
     seconds: float
     notes: list[str]
+    media: dict[str, Any] | None = None
+    """The largest image and video, see `glmc.largest_media`; None for a model that takes none."""
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "ledger": self.ledger.to_json(), "broken": self.ledger.broken}
@@ -85,5 +89,14 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
         regions={"distinct": sum(len(p.regions) for p in surveyed.programs.values()),
                  "calls": sum(p.calls() for p in surveyed.programs.values())},
         ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
-        seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes)
+        seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(source, surveyed))
     return surveyed.ledger.demand(made)
+
+
+def _media(source: Any, surveyed: Survey) -> dict[str, Any] | None:
+    settings, tower = settings_of(source, surveyed.config), surveyed.dims.tower
+    if settings is None or tower is None:
+        return None
+    native = surveyed.target.engine == "native"
+    return largest_media(settings, tower, surveyed.dims.hidden, _BYTES[surveyed.dtype],
+                         patch_bytes(surveyed.programs["vision"]) if native else None)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from glmc.errors import UsageError
-from glmc.runtime.media import ask
-from glmc.runtime.media.ask import Wishes
+from glmc.runtime import ask_media
+from glmc.runtime.ask_media import Wishes
 from glmc.runtime.media.settings import Settings
 from glmc.runtime.prompt import Prompt
 from glmc.runtime.text import Text
@@ -23,7 +23,7 @@ def prompt_of(asked: Asked, text: Text, settings: Settings | None, room: int, ra
     """The prompt of what is asked. text: as one user message with the images and videos before it, or as it is with `raw`.
 
     settings: how the checkpoint takes images, None where it takes none. room: the most tokens of a prompt with images.
-    images, videos: see `media.ask`. Raises UsageError, MediaError, RequestOutOfBounds.
+    images, videos: see `ask_media`. Raises UsageError, MediaError, RequestOutOfBounds.
     """
     media = bool(images or videos)
     if isinstance(asked, Prompt) or not (isinstance(asked, str) or _messages(asked)):
@@ -31,15 +31,18 @@ def prompt_of(asked: Asked, text: Text, settings: Settings | None, room: int, ra
             raise UsageError("token ids say where their images are, so none can be added", field="images",
                              expected="text or messages", found=type(asked).__name__)
         return asked if isinstance(asked, Prompt) else Prompt([int(i) if isinstance(i, torch.Tensor) else i for i in asked])
-    wished = ask.Asked([], list(images), ask.pairs(videos)) if raw and isinstance(asked, str) else ask.gathered(
-        ask.spoken(asked, images, videos) if isinstance(asked, str) else list(asked), images, videos)
+    if raw and isinstance(asked, str):
+        wished = ask_media.Asked([], list(images), ask_media.pairs(videos))
+    else:
+        messages = ask_media.spoken(asked, images, videos) if isinstance(asked, str) else list(asked)
+        wished = ask_media.gathered(messages, images, videos)
     if not wished.images and not wished.videos:
         return Prompt(text.encode(asked) if raw and isinstance(asked, str) else text.chat(wished.messages))
     if settings is None:
         raise UsageError("this model takes no images and no videos", field="images",
                          found=f"{len(wished.images)} images, {len(wished.videos)} videos")
     whole = asked if raw and isinstance(asked, str) else text.rendered(wished.messages)
-    return ask.prompt(settings, wished, whole, text, raw, room, wishes or Wishes())
+    return ask_media.prompt(settings, wished, whole, text, raw, room, wishes or Wishes())
 
 
 def _messages(asked: Any) -> bool:

@@ -16,11 +16,11 @@ from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
 from glmc.native.keep import QUANTS, Keep, coded, forms, forms_for_gpu, kept_of
 from glmc.program import MAIN, Program, read
+from glmc.runtime.ask_media import Wishes
 from glmc.runtime.asked import Asked, prompt_of
 from glmc.runtime.by_region import ByRegion, open_code
 from glmc.runtime.device import open_device
 from glmc.runtime.generate import Generation, Stream, generate
-from glmc.runtime.media.ask import Wishes
 from glmc.runtime.media.settings import Settings
 from glmc.runtime.memory import cache_bytes
 from glmc.runtime.prompt import Placed, Prompt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,18 @@ def plan(source: Source, target: arguments.TargetName = "cpu", json: arguments.J
         "peak memory": show.bytes_text(memory["peak_bytes"]),
         "roofline": f"{roofline['tokens_per_second']:g} tokens/s on {roofline['target']}, "
                     f"{show.bytes_text(roofline['bytes_per_token'])} read a token",
+        **_media(answer.media),
     }), *show.ledger(answer.ledger.to_json()))
     for note in answer.notes:
         show.talk(f"note: {show.terminal_safe(note)}")
     made.leave()
+
+
+def _media(found: dict[str, Any] | None) -> dict[str, str]:
+    if found is None:
+        return {}
+    image, video = found["image"], found["video"]
+    return {"largest image": f"{image['width']} x {image['height']} pixels, {image['tokens']:,} tokens, "
+                             f"{show.bytes_text(image['bytes'])} while it is seen",
+            "largest video": f"{video['frames']} frames, {video['tokens']:,} tokens, with times and marks at most "
+                             f"{video['text_tokens']:,}, {show.bytes_text(video['bytes'])} while it is seen"}

@@ -111,7 +111,7 @@ def ledger(entries: Iterable[Mapping[str, Any]]) -> list[Table]:
                            ("fusion", "first tensor", "sites", "taken", "bucket", *_TIMED.values()),
                            [(fusion, next(iter(site["shapes"].values()), ""), site["sites"], site["taken"], bucket["bucket"],
                              *(bucket[f"{name}_us"] for name in _TIMED)) for fusion, site, bucket in timed]))
-    reasons = Counter((e["fusion"], re.sub(r"\b(layers?)\.\d+", r"\1.N", r["reason"]))
+    reasons = Counter((e["fusion"], re.sub(r"\b(layers?|blocks)\.\d+", r"\1.N", r["reason"]))
                       for e in kept for r in e["refused"])
     if reasons:
         tables.append(rows("refused", ("fusion", "sites", "reason"),

@@ -33,11 +33,6 @@ class Tower:
         self.pixels, self.hidden = (self._flat.widths[reg] for reg in (self._pixels, self._flat.values[program.logits]))
         self._executor: Executor | None = None
 
-    @property
-    def patch_bytes(self) -> int:
-        """Memory of a step for each of its patches: activations, and the rows that products read."""
-        return token_bytes(self._flat.items, self._flat.widths)
-
     def run(self, pixels: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """pixels float32 [P, values of a patch]; positions int64 [P, 2], row and column in their image; ends int [F + 1], 0 and
         the patches up to the end of each image; grid int64 [F, 3], 1, height and width -> float32 [P / merge, hidden].
@@ -93,6 +88,12 @@ class Tower:
                        [frames, height, width])
         if bool((positions < 0).any()) or bool((positions >= grid[:, 1:].repeat_interleave(sizes, 0)).any()):
             refuse("positions", "rows and columns inside each image", [int(positions.min()), int(positions.max())])
+
+
+def patch_bytes(program: Program) -> int:
+    """Memory of a step of a tower for each of its patches: activations, and the rows that products read. Raises Refused."""
+    flat = whole(program)
+    return token_bytes(flat.items, flat.widths)
 
 
 def slots_of(ends: torch.Tensor) -> tuple[torch.Tensor, int]:

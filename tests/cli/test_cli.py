@@ -185,7 +185,9 @@ def planned(source, target, progress):
         architecture="Glm4ForCausalLM", **facts, parameters={"total": 12345, "active_per_token": 999},
         regions={"distinct": 3, "calls": 5}, ledger=SimpleNamespace(to_json=lambda: LEDGER), notes=["a note"],
         memory={"weights_bytes": 2048, "kv_bytes_per_token": 64, "peak_bytes": 1 << 20},
-        roofline={"target": target, "bytes_per_token": 2048, "tokens_per_second": 10.5}, to_json=lambda: facts)
+        roofline={"target": target, "bytes_per_token": 2048, "tokens_per_second": 10.5}, to_json=lambda: facts,
+        media={"image": {"height": 56, "width": 84, "tokens": 6, "bytes": 4096},
+               "video": {"frames": 8, "tokens": 40, "text_tokens": 99, "bytes": 8192}})
 
 
 def test_a_broken_promise_is_told_beside_the_plan(monkeypatch, checkpoint):
@@ -208,7 +210,7 @@ def test_plan_prints_tables_and_talks_on_stderr(monkeypatch, checkpoint):
     replace(monkeypatch, "plan", planned)
     done = call("plan", str(checkpoint))
     assert done.exit_code == 0
-    for said in ("12,345", "2.0 KiB", "10.5 tokens/s on cpu", "rms_norm", "shares steps with x at layers.N.norm"):
+    for said in ("12,345", "2.0 KiB", "10.5 tokens/s on cpu", "84 x 56 pixels, 6 tokens", "8 frames, 40 tokens", "rms_norm", "shares steps with x at layers.N.norm"):
         assert said in done.stdout
     assert "moe_route" not in done.stdout
     assert "noise" not in done.stdout
@@ -242,7 +244,7 @@ class Pieces:
     """Stands for the stream of Model.generate."""
 
     result = SimpleNamespace(text="Hi there", token_ids=[1, 2], finish_reason="length", prompt_tokens=4, seed=7,
-                             timings={"first_token": 0.5, "decode": 0.25})
+                             timings={"first_token": 0.5, "decode": 0.25}, notes=["video 0: thinned"])
 
     def __iter__(self):
         return iter(["Hi", "", " there"])
@@ -265,8 +267,8 @@ def test_run_streams_to_stdout_and_sums_up_on_stderr(generated):
     folder, got = generated
     done = call("run", folder, "--prompt", "hello")
     assert (done.exit_code, done.stdout) == (0, "Hi there\n")
-    assert done.stderr == "4 tokens in, 2 out (length), 4.0 tokens/s, first token after 0.500 s\n"
-    assert got[0][0] == [{"role": "user", "content": "hello"}]
+    assert done.stderr == "note: video 0: thinned\n4 tokens in, 2 out (length), 4.0 tokens/s, first token after 0.500 s\n"
+    assert got[0][0] == "hello"
     assert got[0][1]["temperature"] == 0.0
     told = json.loads(call("run", folder, "--prompt", "hello", "--json").stdout)
     assert told == vars(Pieces.result)
@@ -278,6 +280,12 @@ def test_run_options_reach_the_model(generated):
     prompt, options = got[0]
     assert prompt == "hello"
     assert options == {"max_new_tokens": 9, "temperature": 1.0, "top_k": 0, "top_p": 0.5, "repetition_penalty": 1.0,
-                       "seed": 3, "raw": True, "stream": True}
+                       "seed": 3, "raw": True, "stream": True, "images": (), "videos": (), "fps": None,
+                       "video_max_tokens": None}
     call("run", folder, "--prompt", "hello", "--top-k", "5", "--temperature", "0.25")
     assert (got[1][1]["temperature"], got[1][1]["top_k"]) == (0.25, 5)
+    call("run", folder, "--prompt", "hello", "--image", "a.png", "--image", "b.png", "--video", "c.mp4", "--fps", "0.5",
+         "--video-max-tokens", "900")
+    asked = got[2][1]
+    assert (asked["images"], asked["videos"]) == ([Path("a.png"), Path("b.png")], [Path("c.mp4")])
+    assert (asked["fps"], asked["video_max_tokens"]) == (0.5, 900)
