@@ -210,7 +210,8 @@ def test_plan_prints_tables_and_talks_on_stderr(monkeypatch, checkpoint):
     replace(monkeypatch, "plan", planned)
     done = call("plan", str(checkpoint))
     assert done.exit_code == 0
-    for said in ("12,345", "2.0 KiB", "10.5 tokens/s on cpu", "84 x 56 pixels, 6 tokens", "8 frames, 40 tokens", "rms_norm", "shares steps with x at layers.N.norm"):
+    for said in ("12,345", "2.0 KiB", "10.5 tokens/s on cpu", "84 x 56 pixels, 6 tokens", "8 frames, 40 tokens", "rms_norm",
+                 "shares steps with x at layers.N.norm"):
         assert said in done.stdout
     assert "moe_route" not in done.stdout
     assert "noise" not in done.stdout
