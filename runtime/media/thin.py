@@ -33,9 +33,8 @@ def thin(clip: Clip, height: int, width: int, settings: Settings, most_tokens: i
         needed = grid.tokens(sizing.merge) + 3 * grid.t  # a time is a token at least
         if needed > most_tokens:
             continue
-        step = (total - 1) / max(keep - 1, 1)
-        indices = clip.indices if keep == total else tuple(clip.indices[int(i * step)] for i in range(keep - 1)) + \
-            clip.indices[-1:]
+        indices = clip.indices if keep == total else tuple(
+            clip.indices[i * (total - 1) // (keep - 1)] for i in range(keep))
         thinner = replace(clip, indices=indices)
         needed = text_tokens(grid, stamps(thinner, settings, like), sizing.merge, count)
         if needed <= most_tokens:
