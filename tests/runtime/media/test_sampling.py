@@ -69,7 +69,7 @@ def test_what_cannot_be_chosen_from(sampler):
 
 def test_frames_that_are_chosen_already_are_left_alone():
     clip = choose(VideoMetadata(100, fps=25.0, frames_indices=(0, 5, 5), do_sample_frames=False), of("glm46v"))
-    assert (clip.indices, clip.rate, clip.notes) == ((0, 5, 5), 25.0, ())
+    assert (clip.indices, clip.rate, clip.notes, clip.positions) == ((0, 5, 5), 25.0, (), (0, 1, 2))
     clip = choose(VideoMetadata(3, do_sample_frames=False), of("glm46v"))
     assert (clip.indices, clip.rate) == ((0, 1, 2), 24.0)
     assert "24" in clip.notes[0]
@@ -117,6 +117,6 @@ def test_any_video_is_sampled_as_transformers_does(sampler, total, fps, duration
     record = {"total_num_frames": total, "fps": fps, "duration": duration}
     wanted = None if sampler == "glm46v" else wanted
     expected = PUBLISHED[sampler](record, wanted) or [0, 0]
-    found = choose(VideoMetadata.parse(record), of(sampler), wanted).indices
-    assert list(found) == expected
-    assert len(found) <= most_frames(of(sampler), wanted)
+    found = choose(VideoMetadata.parse(record), of(sampler), wanted)
+    assert list(found.indices) == list(found.positions) == expected
+    assert len(found.indices) <= most_frames(of(sampler), wanted)
