@@ -157,6 +157,8 @@ def _stream(source: Any) -> Iterator[tuple[Any, Any]]:
                 raise MediaError("the size of the video's frames cannot be read", file=said(source),
                                  expected=f"at most {MAX_PIXELS} pixels, and a header that is whole")
             check_pixels(streams[0].width, streams[0].height, said(source))
+            # Frames may be larger than the header says: the decoder is told too, before it takes memory.
+            streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield container, streams[0]
 
 

@@ -45,16 +45,15 @@ class ImageHeader:
 
 
 def image_header(source: Any) -> ImageHeader:
-    """The header of an image; `source` as for read_image. No pixels are decoded.
+    """The header of an image; `source` as for read_image, whose result has this height and width. No pixels are decoded.
 
-    A PNG may say after its pixels that it is to be turned; height and width are then those it is stored in. Raises as
-    read_image does, but for pixels that are missing or broken.
+    Raises as read_image does, but for pixels that are missing or broken.
     """
     if not (is_encoded(source) or _is_pil(source)):
         height, width = _array(source).shape[:2]
         return ImageHeader(height, width, "", "")
     with _picture(source) as image:
-        orientation, notes = _orientation(image, decoded=False)
+        orientation, notes = _orientation(image)
         width, height = image.size if orientation < 5 else image.size[::-1]
         return ImageHeader(height, width, image.format or "", image.mode, (*notes, *_left_out(image)))
 
@@ -72,13 +71,13 @@ def read_image(source: Any) -> torch.Tensor:
     if not (is_encoded(source) or _is_pil(source)):
         return _array(source)
     with _picture(source) as image:
+        orientation, _ = _orientation(image)
         try:
             image.load()
         except _BROKEN as fault:
             raise MediaError("the image is broken", file=said(source), found=fault,
                              hint="it may have been cut off: copy it again") from fault
         width, height = image.size
-        orientation, _ = _orientation(image, decoded=True)
         upright = torch.empty((height, width, 3) if orientation < 5 else (width, height, 3), dtype=torch.uint8)
         stored = _stored_view(upright.numpy(), orientation)
         rows = max(1, _STRIP // width)
@@ -143,15 +142,16 @@ def _picture(source: Any) -> Iterator[Any]:
             yield image
 
 
-def _orientation(image: Any, decoded: bool) -> tuple[int, tuple[str, ...]]:
-    """EXIF's number for how to turn the stored picture, 1 for not at all, and a note when it cannot be read."""
+def _orientation(image: Any) -> tuple[int, tuple[str, ...]]:
+    """EXIF's number for how to turn the stored picture, 1 for not at all, and a note when it cannot be read.
+
+    What a PNG says behind its pixels is not read: its size is known before them.
+    """
     if image.format == "TIFF":  # Pillow turns these itself, and their size is upright from the start
         return 1, ()
     pil = library("PIL.Image", "image")
     try:
-        # A PNG's own getexif would decode the pixels to look behind them.
-        exif = image.getexif() if decoded else pil.Image.getexif(image)
-        found = exif.get(_ORIENTATION, 1)
+        found = pil.Image.getexif(image).get(_ORIENTATION, 1)  # a PNG's own getexif decodes the pixels first
     except _BROKEN as fault:
         return 1, (f"its EXIF block cannot be read, so it is not turned: {fault}",)
     return (found if found in range(2, 9) else 1), ()

@@ -22,12 +22,18 @@ class Clip:
     """The frames chosen from one video. Its grid, its blocks of text and their stamps all come from this one choice.
 
     indices: frames of the file, in the order in which they are read; one may stand twice. rate: the file's frames a second.
-    notes: what was assumed, in words.
+    notes: what was assumed, in words. positions: where each stands among the frames at hand, which are the file's own unless
+    the frames came chosen.
     """
 
     indices: tuple[int, ...]
     rate: float
     notes: tuple[str, ...] = ()
+    positions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.positions:
+            object.__setattr__(self, "positions", self.indices)
 
 
 def choose(metadata: VideoMetadata, settings: Settings, fps: float | None = None) -> Clip:
@@ -41,10 +47,12 @@ def choose(metadata: VideoMetadata, settings: Settings, fps: float | None = None
         indices = metadata.frames_indices if metadata.frames_indices is not None else tuple(range(total))
         if not indices:
             raise RequestOutOfBounds("the video has no frames", field="frames_indices", expected="at least 1", found=0)
+        at_hand = tuple(range(len(indices)))
         if (rate := metadata.rate) is not None:
-            return Clip(indices, rate)
-        return Clip(indices, ASSUMED_RATE, (f"the video's rate is not known (fps {metadata.unknown.get('fps')}); the times of "
-                                            f"its frames are written as for {ASSUMED_RATE:g} a second",))
+            return Clip(indices, rate, positions=at_hand)
+        note = (f"the video's rate is not known (fps {metadata.unknown.get('fps')}); the times of its frames are written as "
+                f"for {ASSUMED_RATE:g} a second")
+        return Clip(indices, ASSUMED_RATE, (note,), at_hand)
     if total < 1:
         raise RequestOutOfBounds("the video has no frames", field="total_num_frames", expected="at least 1", found=total)
     rate = metadata.known_rate()

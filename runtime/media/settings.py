@@ -20,7 +20,8 @@ SAMPLER_OF_FAMILY = {"glm4v": "glm4v", "glm4v_moe": "glm4v", "glm46v": "glm46v",
 
 SAMPLER_OF_CLASS = {"Glm4v": "glm4v", "Glm46V": "glm46v", "Glmga": "glmga"}
 STAMPS_OF_CLASS = {"Glm4vProcessor": "seconds", "Glm46VProcessor": "tenths"}
-KEPT = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": BICUBIC}
+KEPT = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "do_sample_frames": True,
+        "resample": BICUBIC}
 """Options with the one value that is done here; another would change the pixels."""
 
 

@@ -33,10 +33,8 @@ def thin(clip: Clip, height: int, width: int, settings: Settings, most_tokens: i
         needed = grid.tokens(sizing.merge) + 3 * grid.t  # a time is a token at least
         if needed > most_tokens:
             continue
-        step = (total - 1) / max(keep - 1, 1)
-        indices = clip.indices if keep == total else tuple(clip.indices[int(i * step)] for i in range(keep - 1)) + \
-            clip.indices[-1:]
-        thinner = replace(clip, indices=indices)
+        kept = range(total) if keep == total else [i * (total - 1) // (keep - 1) for i in range(keep)]
+        thinner = replace(clip, indices=tuple(clip.indices[i] for i in kept), positions=tuple(clip.positions[i] for i in kept))
         needed = text_tokens(grid, stamps(thinner, settings, like), sizing.merge, count)
         if needed <= most_tokens:
             note = f"{keep} of {total} frames are kept: with all of them the video would be more than {most_tokens} tokens"

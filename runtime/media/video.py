@@ -19,7 +19,7 @@ from glmc.runtime.media.source import is_encoded
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoReader:
     """A video that is open to be sampled once; made by open_video.
 
     metadata: its record, settled: do_sample_frames is True or False, and frames_indices stand where it is False. count: the
@@ -54,7 +54,7 @@ class Video:
         return made
 
 
-def open_video(source: Any, metadata: Mapping[str, Any] | VideoMetadata | None = None) -> Video:
+def open_video(source: Any, metadata: Mapping[str, Any] | VideoMetadata | None = None) -> VideoReader:
     """The record of a video, without decoding it (of a file, one frame is).
 
     source: a path or the bytes of a file in one of container.FORMATS; or frames, as an array (numpy or torch) uint8
@@ -95,14 +95,14 @@ def open_video(source: Any, metadata: Mapping[str, Any] | VideoMetadata | None =
 
 
 def _settled(record: dict[str, Any], count: int, height: int, width: int, notes: tuple[str, ...],
-             read: Callable[[Sequence[int]], Iterator[torch.Tensor]]) -> Video:
-    """A Video whose record agrees with its frames. Raises UsageError where it does not."""
+             read: Callable[[Sequence[int]], Iterator[torch.Tensor]]) -> VideoReader:
+    """A VideoReader whose record agrees with its frames. Raises UsageError where it does not."""
     settled = VideoMetadata.parse(record).for_frames(count)
     for name, size in (("height", height), ("width", width)):
         if getattr(settled, name) not in (None, size):
             raise UsageError("the video's metadata contradict its frames", field=name, expected=size,
                              found=getattr(settled, name))
-    return Video(dataclasses.replace(settled, height=height, width=width), count, height, width, notes, read)
+    return VideoReader(dataclasses.replace(settled, height=height, width=width), count, height, width, notes, read)
 
 
 def _given(metadata: Mapping[str, Any] | VideoMetadata | None) -> dict[str, Any]:

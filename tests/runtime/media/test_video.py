@@ -194,6 +194,18 @@ def test_frames_that_are_too_large_are_refused_before_they_are_decoded():
         open_video(bytes(data))
 
 
+def test_a_size_that_changes_on_the_way_is_resized_or_refused(monkeypatch):
+    small, large = (clip(5, form="h264", codec="libx264", width=64 * n, height=48 * n) for n in (1, 2))
+    video = open_video(small + large)
+    assert (video.count, video.height, video.width) == (10, 48, 64)
+    want = resize_frame(torch.from_numpy(decoded(large)[4]), 28, 28)
+    assert torch.equal(video.frames([0, 9], 28, 28)[1], want)
+    monkeypatch.setattr(container, "MAX_PIXELS", 5000)  # the decoder itself is told, before it takes memory
+    assert video.frames([0], 28, 28).shape[0] == 1
+    with pytest.raises(MediaError):
+        video.frames([9], 28, 28)
+
+
 def test_a_still_gif_is_a_video_of_one_frame():
     assert open_video(still("GIF")).count == 1
 
