@@ -68,6 +68,12 @@ class RequestOutOfBounds(UsageError):
     code = "request-out-of-bounds"
 
 
+class MediaError(UsageError):
+    """An image or a video cannot be read, or is larger than what glmc reads."""
+
+    code = "media"
+
+
 class UnknownName(UsageError):
     """No fusion, kernel, error, knob or target has this name."""
 

@@ -34,6 +34,8 @@ class Generation:
     timings: dict[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What was assumed of the prompt's images and videos, or left out, in words."""
 
 
 class Stream:
@@ -74,7 +76,7 @@ def _loop(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sa
     rows = len(prompts)
     holder = model.take_cache()
     sampler = Sampler(sampling, rows)
-    answers = [Generation(prompt_tokens=len(prompt.ids), seed=sampler.seed) for prompt in prompts]
+    answers = [Generation(prompt_tokens=len(prompt.ids), seed=sampler.seed, notes=list(prompt.notes)) for prompt in prompts]
     streams = [model.text.stream() if model.text.decodes else None for _ in prompts]
     stops = model.text.stop_ids
     room = [min(max_new_tokens, model.max_len - len(prompt.ids) + 1) for prompt in prompts]

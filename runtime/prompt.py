@@ -37,10 +37,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of one row; `seen` where there are images or videos among them."""
+    """Token ids of one row; `seen` where there are images or videos among them. notes: what was assumed or left out."""
 
     ids: Sequence[int]
     seen: Seen | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def delta(self) -> int:

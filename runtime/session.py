@@ -16,9 +16,12 @@ from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
 from glmc.native.keep import QUANTS, Keep, coded, forms, forms_for_gpu, kept_of
 from glmc.program import MAIN, Program, read
+from glmc.runtime.asked import Asked, prompt_of
 from glmc.runtime.by_region import ByRegion, open_code
 from glmc.runtime.device import open_device
 from glmc.runtime.generate import Generation, Stream, generate
+from glmc.runtime.media.ask import Wishes
+from glmc.runtime.media.settings import Settings
 from glmc.runtime.memory import cache_bytes
 from glmc.runtime.prompt import Placed, Prompt
 from glmc.runtime.sample import Sampling
@@ -27,9 +30,6 @@ from glmc.runtime.text import Text
 from glmc.runtime.verdict import Verdict
 from glmc.runtime.vision import STAGE, Vision
 from glmc.runtime.whole import Whole
-
-Asked = str | Sequence[dict[str, Any]] | Sequence[int] | Prompt
-"""What may be asked of a model: text, messages, token ids, or a prompt that is made."""
 
 
 def load(path: Any, threads: int | None = None, device: str | None = None) -> Model:
@@ -73,9 +73,13 @@ class Model:
         tower = self.programs.get(STAGE)
         self.vision = tower and Vision(artifact, tower, self.weights, self.kept, self.device, self.threads)
         self._holder = 0
-        self.text = Text.open(lambda name: artifact.read(name) if name in artifact.files else None)
+        self.text = Text.open(self._file)
+        self.media = Settings.open(self._file) if self.vision else None
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
                         "place": time.perf_counter() - loaded}
+
+    def _file(self, name: str) -> bytes | None:
+        return self.artifact.read(name) if name in self.artifact.files else None
 
     def by_region(self) -> ByRegion:
         """The program as regions that run one by one, with a cache of their own."""
@@ -162,29 +166,34 @@ class Model:
             rows.append(self.extend(0, ids, 0, every_row=True).float().cpu())
         return torch.cat(rows)
 
-    def prompt(self, asked: Asked, raw: bool = False) -> Prompt:
-        """What is asked as a prompt: text (as one user message, or as it is with `raw`), messages, or ids as they are."""
-        if isinstance(asked, Prompt):
-            return asked
-        if isinstance(asked, str):
-            return Prompt(self.text.encode(asked) if raw else self.text.chat([{"role": "user", "content": asked}]))
-        items: list[Any] = list(asked)
-        if items and isinstance(items[0], dict):
-            return Prompt(self.text.chat(items))
-        return Prompt([int(i) if isinstance(i, torch.Tensor) else i for i in items])
+    def prompt(self, asked: Asked, raw: bool = False, images: Sequence[Any] = (), videos: Sequence[Any] = (),
+               fps: float | None = None, video_max_tokens: int | None = None, stamps: str = "transformers") -> Prompt:
+        """What is asked as a prompt: text (as one user message, or as it is with `raw`), messages, or ids as they are.
+
+        images, videos: paths, bytes, PIL images, arrays uint8 [H, W, 3] and clips of them; a video may be a pair with its
+        metadata. They come before the text of one message, or where messages speak of them; messages may hold them too.
+        fps: frames to take a second, None for the checkpoint's. video_max_tokens: the most that a video may become; a longer
+        one is thinned. stamps: "vllm" writes a video's times as vLLM does.
+        Raises UsageError, MediaError, RequestOutOfBounds, all before the model runs.
+        """
+        wishes = Wishes(fps, video_max_tokens, stamps)
+        return prompt_of(asked, self.text, self.media, self.max_len, raw, images, videos, wishes)
 
     def generate(self, prompt: Asked, max_new_tokens: int = 64, temperature: float = 0.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None, raw: bool = False,
-                 stream: bool = False) -> Generation | Stream:
+                 stream: bool = False, images: Sequence[Any] = (), videos: Sequence[Any] = (), fps: float | None = None,
+                 video_max_tokens: int | None = None) -> Generation | Stream:
         """Generate from one prompt; greedy unless a temperature is given.
 
-        stream: return an iterator of text pieces, whose `.result` is the Generation when it is exhausted.
+        images, videos, fps, video_max_tokens: see `prompt`. stream: return an iterator of text pieces, whose `.result` is the
+        Generation when it is exhausted.
         Raises RequestOutOfBounds, UsageError, NumericError.
         """
+        made = self.prompt(prompt, raw, images, videos, fps, video_max_tokens)
         if stream:
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-            return Stream(generate(self, [self.prompt(prompt, raw)], max_new_tokens, sampling))
-        return self.generate_batch([prompt], max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, raw)[0]
+            return Stream(generate(self, [made], max_new_tokens, sampling))
+        return self.generate_batch([made], max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, raw)[0]
 
     def generate_batch(self, prompts: Sequence[Asked], max_new_tokens: int = 64, temperature: float = 0.0,
                        top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int | None = None,

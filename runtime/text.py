@@ -138,7 +138,11 @@ class Text:
         return self._ids(prompt, add_special_tokens=True)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> list[int]:
-        """The ids of a conversation under the chat template, up to where the assistant speaks.
+        """The ids of a conversation under the chat template. See `rendered`."""
+        return self.ids(self.rendered(messages, variables))
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
+        """The text of a conversation under the chat template, up to where the assistant speaks.
 
         messages, variables: see `chat_template.render`. Raises UsageError when there is no template or it fails.
         """
@@ -146,7 +150,10 @@ class Text:
 
         if self._template is None:
             raise UsageError("the checkpoint has no chat template", field="messages", hint="use `--raw`")
-        text = render(self._template, messages, {**self.special_tokens, **(variables or {})})
+        return render(self._template, messages, {**self.special_tokens, **(variables or {})})
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of text as it stands. Raises UsageError if it is not text."""
         return self._ids(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -1,7 +1,7 @@
 """The vision tower of an artefact: patches of images and frames in, rows of the text model's width out.
 
-It runs as a stage of its own, once for each prompt, before the text model sees the prompt: on the native library where the text
-model does, elsewhere region by region on engine `fx`.
+It runs as a stage of its own, once for each prompt, before the text model sees the prompt: on the native library where the
+text model does, elsewhere region by region on engine `fx`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Vision:
 
     def __call__(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """pixels float32 [P, values of a patch], grid int64 [F, 3], one row an image or frame -> [M, hidden of the text model]
-        in the dtype of its activations, on its device; M = P / merge^2. Raises RequestOutOfBounds where they do not fit each other."""
+        in the dtype of its activations, on its device; M = P / merge^2. Raises RequestOutOfBounds where they do not fit.
+        """
         check(pixels, grid, self.merge, self.width)
         if self.tower is not None:
             return self.tower.run(pixels.float().contiguous(), order(grid, self.merge), ends(grid), grid)

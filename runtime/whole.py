@@ -51,8 +51,8 @@ class Whole:
             positions = torch.arange(start + at, start + at + len(piece))
             ends = [last - at] if at + most > last else []
             which = torch.arange(len(piece)) if every_row else torch.tensor(ends, dtype=torch.int64)
-            seen = _seen(placed, at, at + len(piece)) if placed else {}
-            self.executor.run(piece, positions, torch.full_like(piece, row), which, logits[at:] if every_row else logits, **seen)
+            self.executor.run(piece, positions, torch.full_like(piece, row), which, logits[at:] if every_row else logits,
+                              **(_seen(placed, at, at + len(piece)) if placed else {}))
         return logits.unsqueeze(0)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> family and what differs from the family's tiny configuration."""
 
 
+MARKS = {"image": "<|image|>", "video": "<|video|>", "image_start": "<|begin_of_image|>", "image_end": "<|end_of_image|>",
+         "video_start": "<|begin_of_video|>", "video_end": "<|end_of_video|>"}
+"""Special tokens of the vision models, by the names that config.json has for their ids."""
+TEMPLATE = """{%- for m in messages -%}
+|{{ m.role }}|
+{%- if m.content is string -%}{{ m.content }}{%- else -%}
+{%- for item in m.content -%}
+{%- if item.type == 'video' or 'video' in item -%}<|begin_of_video|><|video|><|end_of_video|>
+{%- elif item.type == 'image' or 'image' in item -%}<|begin_of_image|><|image|><|end_of_image|>
+{%- elif item.type == 'text' -%}{{ item.text }}{%- endif -%}
+{%- endfor -%}{%- endif -%}
+{%- endfor -%}
+|assistant|"""
+"""A chat template with the published spelling of images and videos."""
+
+
 @dataclass(frozen=True)
 class Made:
     """A model in its three forms. `reference` is transformers' own; `session` runs the artefact in the folder `out`."""
@@ -90,16 +106,33 @@ def save(model: torch.nn.Module, config: dict[str, Any], folder: Path) -> Path:
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").unlink(missing_ok=True)
-    tokenizer(config.get("text_config", config)["vocab_size"]).save(str(folder / "tokenizer.json"))
+    vision = config.get("vision_config")
+    marks = {config[f"{name}_token_id"]: mark for name, mark in MARKS.items()} if vision else {}
+    tokenizer(config.get("text_config", config)["vocab_size"], marks).save(str(folder / "tokenizer.json"))
+    if vision:
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+        kind = {"glm4v": "Glm4v", "glm4v_moe": "Glm4v", "glmga": "Glmga"}.get(config["model_type"], "Glm46V")
+        sizes = {"patch_size": vision["patch_size"], "temporal_patch_size": vision["temporal_patch_size"],
+                 "merge_size": vision["spatial_merge_size"], "size": {"shortest_edge": 784, "longest_edge": 6272},
+                 "processor_class": "Glm4vProcessor" if kind == "Glm4v" else "Glm46VProcessor"}
+        (folder / "preprocessor_config.json").write_text(json.dumps({**sizes, "image_processor_type": f"{kind}ImageProcessor"}))
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(
+            {**sizes, "size": {"shortest_edge": 784, "longest_edge": 9408}, "video_processor_type": f"{kind}VideoProcessor"}))
     return folder
 
 
-def tokenizer(size: int) -> Tokenizer:
-    """`size` ids: two special tokens, then bytes; random ids therefore decode to text that is partly not UTF-8."""
+def tokenizer(size: int, marks: dict[int, str] | None = None) -> Tokenizer:
+    """`size` ids: two special tokens, then bytes; random ids therefore decode to text that is partly not UTF-8.
+
+    marks: further special tokens by id, in the place of a byte.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(BPE({piece: i for i, piece in enumerate(["<pad>", "<eos>", *alphabet][:size])}, []))
+    pieces = ["<pad>", "<eos>", *alphabet][:size]
+    for i, mark in (marks or {}).items():
+        pieces[i] = mark
+    made = Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made.add_special_tokens(["<pad>", "<eos>"])
+    made.add_special_tokens(["<pad>", "<eos>", *(marks or {}).values()])
     return made
 
 

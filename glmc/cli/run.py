@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,8 +27,20 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sam
 Raw = Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")]
 
 
+Image = Annotated[list[Path] | None, typer.Option("--image", metavar="F", show_default=False,
+                                                  help="An image that the prompt is about; may be given again.")]
+Video = Annotated[list[Path] | None, typer.Option("--video", metavar="F", show_default=False,
+                                                  help="A video that the prompt is about; may be given again.")]
+Fps = Annotated[float | None, typer.Option("--fps", metavar="F", show_default=False,
+                                           help="Frames to take from a second of a video; the checkpoint's own if not given.")]
+VideoMaxTokens = Annotated[int | None, typer.Option(
+    "--video-max-tokens", metavar="N", show_default=False,
+    help="Take fewer frames of a video that would become more tokens than this, instead of refusing it.")]
+
+
 def run(out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64, temperature: Temperature = None,
         top_p: TopP = 1.0, top_k: TopK = 0, repetition_penalty: Penalty = 1.0, seed: Seed = None, raw: Raw = False,
+        image: Image = None, video: Video = None, fps: Fps = None, video_max_tokens: VideoMaxTokens = None,
         device: arguments.DeviceName = None, json: arguments.Json = False) -> None:
     """Generate text from one prompt; the likeliest token each time when no sampling flag is given."""
     arguments.artifact(out)
@@ -36,9 +49,9 @@ def run(out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64, t
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the text alone
         model = glmc.load(out, device=device)
         pieces: Any = model.generate(
-            prompt if raw else [{"role": "user", "content": prompt}], max_new_tokens=max_new_tokens,
+            prompt, max_new_tokens=max_new_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed,
-            raw=raw, stream=True)
+            raw=raw, stream=True, images=image or (), videos=video or (), fps=fps, video_max_tokens=video_max_tokens)
     escape = sys.stdout.isatty()
     for piece in pieces:
         if not json and piece:
@@ -47,10 +60,13 @@ def run(out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64, t
     answer: Generation = pieces.result
     if json:
         show.data({"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason,
-                   "timings": answer.timings, "prompt_tokens": answer.prompt_tokens, "seed": answer.seed})
+                   "timings": answer.timings, "prompt_tokens": answer.prompt_tokens, "seed": answer.seed,
+                   "notes": answer.notes})
         return
     sys.stdout.write("\n")
     sys.stdout.flush()
+    for note in answer.notes:
+        show.talk(f"note: {show.terminal_safe(note)}")
     show.talk(_summary(answer))
 
 

@@ -44,6 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
                     "glmc.trace", "glmc.passes"),
     "glmc.runtime": ("glmc.native", "glmc.region", "glmc.machine", "glmc.gpu", "glmc.program", "glmc.artifact", "glmc.kernels",
                      "glmc.target", "glmc.runtime"),
+    "glmc.runtime.media": ("glmc.checkpoint.regular_file", "glmc.runtime.json_object", "glmc.runtime.media"),
     "glmc.trail": (),
     "glmc.dynamo": ("glmc.trace", "glmc.passes"),
     "glmc.backend": ("glmc.dynamo", "glmc.sites", "glmc.passes", "glmc.ledger", "glmc.target", "glmc.trail"),

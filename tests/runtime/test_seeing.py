@@ -19,10 +19,11 @@ PROMPTS = {
     "videos of unequal size": (1, (2, 2, 6), 2, (3, 4, 2), 1),
     "text": (17,),
 }
-TARGETS = ("fx", "cpu")
+MADE = [*(("cpu", family) for family in models.SEEING), ("fx", "glm4v_moe"), ("fx", "glm_ocr")]
+"""Engine `fx` runs the towers of both kinds and both kinds of text model."""
 
 
-@pytest.fixture(params=[(target, family) for family in models.SEEING for target in TARGETS], ids="-".join)
+@pytest.fixture(params=MADE, ids="-".join)
 def made(request):
     target, family = request.param
     return models.made(family, target=target)
@@ -70,6 +71,6 @@ def test_patches_are_in_the_published_order(grid):
 
 @pytest.mark.parametrize(("grid", "rows"), [([[1, 3, 4]], 12), ([[2, 4, 4]], 32), ([[1, 4, 4]], 15), ([], 0), ([[1, 0, 4]], 0)])
 def test_a_grid_that_is_none_is_refused(grid, rows):
-    session = models.made(models.SEEING[0], target="fx").session
+    session = models.made("glm_ocr", target="fx").session
     with pytest.raises(RequestOutOfBounds):
         session.vision(torch.zeros(rows, 294), torch.tensor(grid, dtype=torch.int64).view(-1, 3))
