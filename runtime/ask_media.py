@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,13 @@ import torch
 
 from glmc.errors import MediaError, UsageError
 from glmc.runtime.media import admit as admitting
-from glmc.runtime.media.image import image_header, read_image
+from glmc.runtime.media.image import image_header
 from glmc.runtime.media.layout import IMAGE, VIDEO, token_types
 from glmc.runtime.media.metadata import VideoMetadata
-from glmc.runtime.media.patches import image_patches, resize_image, video_patches
+from glmc.runtime.media.pixels import image_pixels, video_pixels
 from glmc.runtime.media.positions import positions
-from glmc.runtime.media.resize import Grid
 from glmc.runtime.media.settings import Settings
-from glmc.runtime.media.video import Video, open_video
+from glmc.runtime.media.video import VideoReader, open_video
 from glmc.runtime.prompt import Prompt, Seen
 from glmc.runtime.text import Text
 
@@ -122,7 +121,7 @@ def prompt(settings: Settings, asked: Asked, spelled: str, text: Text, raw: bool
     return Prompt(tokens, Seen(pixels, torch.tensor(grids), torch.from_numpy(places), rows), tuple(notes))
 
 
-def _seen(spelled: str, settings: Settings, asked: Asked, media: admitting.Media, opened: list[Video],
+def _seen(spelled: str, settings: Settings, asked: Asked, media: admitting.Media, opened: list[VideoReader],
           ) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
     """Pixels and grids, one row an image or temporal patch, in the order in which the text speaks of them."""
     images = zip(asked.images, media.images, strict=True)
@@ -132,29 +131,13 @@ def _seen(spelled: str, settings: Settings, asked: Asked, media: admitting.Media
     for placeholder in re.findall(f"{re.escape(IMAGE)}|{re.escape(VIDEO)}", spelled):
         if placeholder == IMAGE:
             source, grid = next(images)
-            small = resize_image(read_image(source), *_pixels(grid, settings.image.patch))
-            pixels.append(image_patches(small, settings.image))
+            pixels.append(image_pixels(source, grid, settings.image))
         else:
             video, taken = next(videos)
             grid = taken.grid
-            frames = video.frames(list(_at_hand(video, taken.clip.indices)), *_pixels(grid, settings.video.patch))
-            pixels.append(video_patches(frames, settings.video))
+            pixels.append(video_pixels(video, taken.clip.positions, grid, settings.video))
         grids += [(1, grid.h, grid.w)] * grid.t
     return torch.cat(pixels), grids
-
-
-def _pixels(grid: Grid, patch: int) -> tuple[int, int]:
-    return grid.h * patch, grid.w * patch
-
-
-def _at_hand(video: Video, indices: Sequence[int]) -> Iterator[int]:
-    """Which of the frames at hand the chosen ones are. indices: frames of the file, in the order of those at hand."""
-    known = video.metadata.frames_indices
-    at = 0
-    for index in indices:
-        while known is not None and known[at] != index:
-            at += 1
-        yield index if known is None else at
 
 
 def _source(item: Mapping[str, Any], kind: str) -> Any:
