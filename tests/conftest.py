@@ -31,11 +31,11 @@ def update_goldens(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A compiler cache that starts empty, so that no test passes thanks to an earlier run."""
+    """A folder of the run, with a compiler cache that starts empty, so that no test passes thanks to an earlier run."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # the workers share the folder of the process that started them
     config.glmc_cache = tempfile.mkdtemp(prefix="glmc-tests-")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.glmc_cache
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["TESTS_FOLDER"] = config.glmc_cache
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -7,6 +7,7 @@ biases and the router's correction bias are not zero.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -14,17 +15,21 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 import glmc
-from glmc import families
+from glmc import families, survey
 from glmc.runtime.session import Model
+from glmc.target import Target
 
 MAX_LEN = 80
 MAX_BATCH = 3
@@ -156,32 +161,54 @@ def published(variant: str, dtype: str = "float32", **changes: Any) -> tuple[dic
 
 @functools.cache
 def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: int = MAX_BATCH, **changes: Any) -> Made:
-    """A variant compiled for `target` and loaded; compiled once however many tests ask."""
+    """A variant compiled for `target` and loaded; compiled once however many tests and processes of a run ask."""
     config, model, checkpoint = published(variant, dtype, **changes)
-    if target == "cpu:aoti":  # a minute, so the processes of a run share it
-        out = compiled_once(f"{variant}-{dtype}-{max_batch}-{sorted(changes.items())}", checkpoint, target, max_batch)
-    else:
-        out = Path(tempfile.mkdtemp(prefix="out-", dir=scratch())) / f"{variant}.glmc"
-        glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
+    out = compiled_once(variant, checkpoint, target, max_batch, dtype, *sorted(changes.items()))
     return Made(config, model, checkpoint, out, glmc.load(out))
 
 
-def compiled_once(told: str, checkpoint: Path, target: str, max_batch: int) -> Path:
-    """The artefact of what `told` says, made by the first process of a run that asks; the others wait for it."""
-    run = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", scratch()))
-    out = run / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.glmc"
-    with (run / "compiling.lock").open("w") as lock:
+def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *also: Any) -> Path:
+    """The artefact of what is told, made by the first process of a run that asks; the others wait for it."""
+    told = hashlib.sha256(repr((name, target, max_batch, also)).encode()).hexdigest()[:16]
+    run = Path(os.environ.get("TESTS_FOLDER") or scratch())
+    out = run / told / f"{name}.glmc"
+    with (run / f"{told}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
-            os.environ["OMP_NUM_THREADS"] = "2"  # its loops are made for as many threads as there are when it is compiled
-            torch.set_num_threads(2)
-            glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
+            out.parent.mkdir(exist_ok=True)
+            with two_threads() if target == "cpu:aoti" else nullcontext():
+                glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
     return out
 
 
+_SURVEYS: dict[tuple, survey.Survey] = {}
+
+
+def survey_once(source: Path, target: Target, dtype: str = "auto", progress: survey.Progress = lambda *_: None,
+                judge: None = None) -> survey.Survey:
+    """Stands in for `glmc.build.survey` where surveying is not the matter: once for each configuration, target and dtype."""
+    progress("trace", 0, 1)
+    key = ((Path(source) / "config.json").read_text(), target, dtype)
+    if key not in _SURVEYS:
+        _SURVEYS[key] = survey.survey(source, target, dtype)
+    return dataclasses.replace(_SURVEYS[key], notes=[*_SURVEYS[key].notes])
+
+
+@contextmanager
+def two_threads() -> Iterator[None]:
+    """AOTInductor's loops are made for as many threads as there are when it compiles, in processes of its own too."""
+    threads = torch.get_num_threads()
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="2"):
+        torch.set_num_threads(2)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
 def aot(dtype: str = "float32") -> Made:
-    """The one model that the default suite compiles with AOTInductor: a dense and a routed layer."""
-    return made("glm4_moe", dtype, target="cpu:aoti", max_batch=2, num_hidden_layers=2)
+    """The one model that the default suite compiles with AOTInductor: two routed layers, which share their libraries."""
+    return made("glm4_moe", dtype, target="cpu:aoti", max_batch=2, num_hidden_layers=2, first_k_dense_replace=0)
 
 
 def prompts(vocabulary: int, *lengths: int, seed: int = 7) -> list[list[int]]:

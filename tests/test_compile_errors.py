@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmc
+from glmc import build
 from glmc.errors import (
     CheckpointChanged,
     CheckpointError,
@@ -42,6 +43,12 @@ def source(tmp_path):
 
 
 @pytest.fixture
+def once(monkeypatch):
+    """The model is surveyed once for all tests whose fault is elsewhere."""
+    monkeypatch.setattr(build, "survey", models.survey_once)
+
+
+@pytest.fixture
 def out(tmp_path):
     (tmp_path / "out").mkdir()
     return tmp_path / "out" / "model.glmc"
@@ -67,6 +74,7 @@ def configure(source, **fields):
     (source / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
 
 
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize(("change", "error", "word"), [
     (lambda w: w.pop(GATE), WeightMissing, GATE),
     (lambda w: w.update(extra=torch.zeros(2)), WeightUnused, "extra"),
@@ -81,6 +89,7 @@ def test_weights_that_do_not_fit(source, out, change, error, word):
     assert left(out) == []
 
 
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize("kept", [0.99, 0.5, 0.001, 0])
 def test_a_truncated_shard(source, out, kept):
     shard = source / "model.safetensors"
@@ -173,6 +182,7 @@ def test_an_output_that_exists_is_left_alone(source, out, make):
     assert left(out) == [out.name]
 
 
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize("stage", ["trace", "pack weights", "seal"])
 def test_an_interrupted_compilation_leaves_nothing_and_can_be_repeated(source, out, stage):
     def progress(name, *_):
@@ -202,6 +212,7 @@ def reconfigured(source):
     configure(source, rms_norm_eps=1e-3)
 
 
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize(("change", "stage"), [(rewritten, "trace"), (swapped, "pack weights"), (reconfigured, "seal"),
                                                (rewritten, "seal")])
 def test_a_checkpoint_edited_meanwhile(source, out, change, stage):
@@ -216,6 +227,7 @@ def test_a_checkpoint_edited_meanwhile(source, out, change, stage):
     assert left(out) == []
 
 
+@pytest.mark.usefixtures("once")
 def test_a_full_disk(source, tmp_path):
     small = tmp_path / "small"
     small.mkdir()

@@ -78,7 +78,7 @@ def test_an_unknown_target_is_named(tmp_path):
 
 @pytest.mark.parametrize("variant", [v for v in models.VARIANTS if v != "glm4_moe_lite-halves"])  # the same sites in both
 def test_every_promise_is_kept_and_nothing_more_is_found(variant):
-    made = models.made(variant)
+    made = models.made(variant, target="cpu")  # made for `families/test_parity.py` too
     ledger = made.session.artifact.json("ledger.json")
     assert ledger["notes"] == []
     assert ledger["ledger"]
