@@ -226,7 +226,7 @@ def _compile_regions(surveyed: Survey, bounds: Bounds, keeps: dict[str, Keep], w
         elif surveyed.target.gpu is not None:
             from glmc.passes.ahead import build_all
 
-            for made in build_all(surveyed.program, keeps, bounds, surveyed.target.gpu, Path(scratch),
+            for made in build_all(surveyed.programs, keeps, bounds, surveyed.target.gpu, Path(scratch),
                                   lambda *counts: progress("build kernels", *counts)):
                 writer.add_file(f"kernels/{made.name}", made)
 

@@ -1,4 +1,4 @@
-"""Build every Triton kernel that a program will start, for a GPU that need not be here.
+"""Build every Triton kernel that a model's programs will start, for a GPU that need not be here.
 
 Each region runs once on meta tensors for every form and a ladder of sizes, with launches noted instead of made: the host
 code of the kernels itself says what it will ask for.
@@ -18,7 +18,7 @@ import torch
 from glmc.kernels import triton
 from glmc.native.keep import Keep
 from glmc.passes.lower import Bounds, sample
-from glmc.program import FORMS, KERNELS, Program
+from glmc.program import FORMS, KERNELS, MAIN, Program
 from glmc.region import Bound
 
 
@@ -31,33 +31,40 @@ def sizes(form: str, bounds: Bounds) -> Iterator[dict[str, int]]:
     """Rows, new tokens and slots at which a form is tried."""
     fixed = FORMS[form]
     for step in ladder(bounds.max_len if "S" not in fixed else bounds.max_batch if "B" not in fixed else 2):
-        yield {"B": step, "S": step, "L": max(bounds.least, step if "S" not in fixed else bounds.slots)} | fixed
+        yield {"B": step, "S": step, "L": max(bounds.least, step if "S" not in fixed else bounds.slots), "M": 2} | fixed
+
+
+def tried(part: str, bounds: Bounds) -> list[dict[str, int]]:
+    """The sizes at which the regions of a part are tried: of a tower its blocks of patches, and the images that they are of."""
+    if part == MAIN:
+        return [made for form in bounds.forms() for made in sizes(form, bounds)]
+    return [{"M": blocks, "F": images} for blocks in ladder(bounds.max_len) for images in (1, 2)]
 
 
 @torch.no_grad()
-def launches(program: Program, keeps: Mapping[str, Keep], bounds: Bounds) -> list[triton.Launch]:
+def launches(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds: Bounds) -> list[triton.Launch]:
     """Every distinct launch of the regions' kernels within the bounds, in the order of their names. A region is tried with
     each set of forms in which steps bring its weights."""
     with triton.noted() as notes, torch.device("meta"):
-        for name, kept in dict.fromkeys((s.region, tuple(keeps.get(n.removeprefix("weight:")) for n in s.inputs))
-                                        for s in program.steps):
-            region = program.regions[name]
+        for part, name, kept in dict.fromkeys(
+                (part, s.region, tuple(keeps.get(n.removeprefix("weight:")) for n in s.inputs))
+                for part, program in programs.items() for s in program.steps):
+            region = programs[part].regions[name]
             bound = Bound(region, "triton", "meta")
-            for form in bounds.forms():
-                for made in sizes(form, bounds):
-                    bound(*(keep.bound(torch.empty(keep.stored()[1], dtype=torch.uint8)) if keep else
-                            sample(spec, role, made, bounds)
-                            for keep, (_, role, spec) in zip(kept, region.inputs, strict=True)))
+            for made in tried(part, bounds):
+                bound(*(keep.bound(torch.empty(keep.stored()[1], dtype=torch.uint8)) if keep else
+                        sample(spec, role, made, bounds)
+                        for keep, (_, role, spec) in zip(kept, region.inputs, strict=True)))
     return sorted(notes, key=lambda asked: (asked.name, asked.digest))
 
 
-def build_all(program: Program, keeps: Mapping[str, Keep], bounds: Bounds, gpu: triton.Gpu, folder: Path,
+def build_all(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds: Bounds, gpu: triton.Gpu, folder: Path,
               done: Callable[[int, int], None]) -> Iterator[Path]:
     """Build into `folder`; yields the files made: a binary and Triton's description of each launch, and the index of all.
 
     keeps: the weights that are kept otherwise than the regions' text has them. done(n, of) is called when n kernels are built.
     """
-    wanted, entries = launches(program, keeps, bounds), []
+    wanted, entries = launches(programs, keeps, bounds), []
     for number, asked in enumerate(wanted, 1):
         *made, used = _built(asked, gpu, folder)
         yield from made

@@ -58,8 +58,7 @@ class _Module(nn.Module):
 
 def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds) -> torch.Tensor:
     """A zero tensor of a region's input; a cache is a view of its first slots, with the strides it has when running."""
-    shape = [sizes[s] if isinstance(s, str) else s for s in spec.shape]
-    dtype = getattr(torch, spec.dtype)
+    shape, dtype = spec.at(sizes), getattr(torch, spec.dtype)
     if role == "cache":
         return torch.empty([shape[0], bounds.slots + 1, *shape[2:]], dtype=dtype)[:, : shape[1]]
     return torch.empty(shape, dtype=dtype)
@@ -68,13 +67,13 @@ def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds) -> torc
 def export(region: Region, form: str, bounds: Bounds, machine: str = "cpu"):
     """The region in one form as an exported program, and its sample inputs."""
     fixed = FORMS[form]
-    sizes = {"B": 3, "S": 5, "L": max(11, bounds.least)} | fixed
+    sizes = {"B": 3, "S": 5, "L": max(11, bounds.least), "M": 7} | fixed
     unknown = {s for _, _, spec in region.inputs for s in spec.shape if isinstance(s, str)} - set(sizes)
     if unknown:
         raise InternalError("a region's input has a size that is not a letter", field=region.name, found=unknown)
-    most = {"B": max(bounds.max_batch, 3), "S": bounds.max_len, "L": bounds.slots}
-    least = {"B": 2, "S": 2, "L": bounds.least}
-    free = {k: torch.export.Dim(k, min=least[k], max=most[k]) for k in "BSL" if k not in fixed}
+    most = {"B": max(bounds.max_batch, 3), "S": bounds.max_len, "L": bounds.slots, "M": max(bounds.max_len, 7)}
+    least = {"B": 2, "S": 2, "L": bounds.least, "M": 2}
+    free = {k: torch.export.Dim(k, min=least[k], max=most[k]) for k in most if k not in fixed}
     dynamic = tuple({i: free[s] for i, s in enumerate(spec.shape) if s in free} for _, _, spec in region.inputs)
     with torch._subclasses.FakeTensorMode():
         inputs = tuple(sample(spec, role, sizes, bounds) for _, role, spec in region.inputs)

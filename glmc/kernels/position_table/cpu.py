@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch.nn import functional
 
-from glmc.errors import InternalError
 from glmc.kernels import opaque
+from glmc.kernels.position_table import sampled
 
 
 def accepts(site) -> str | None:
     return None
 
 
-@opaque("position_table", "(Tensor table, Tensor positions, Tensor ends, Tensor grid) -> Tensor")
-def _position_table(table: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor, grid: torch.Tensor):
-    side = math.isqrt(table.shape[0])
-    if side * side != table.shape[0]:
-        raise InternalError("a table of positions that is not square", field="table", found=table.shape[0])
-    square = table.unflatten(0, (side, side)).permute(2, 0, 1).unsqueeze(0).float()
-    sizes = torch.repeat_interleave(grid[:, 1:].float(), ends.diff().long(), dim=0)
-    places = ((positions + 0.5) / sizes) * 2 - 1
-    found = functional.grid_sample(square, places.flip(-1)[None, :, None], "bicubic", "border", align_corners=False)
-    return found[0, :, :, 0].T.to(table.dtype)
+opaque("position_table", "(Tensor table, Tensor positions, Tensor ends, Tensor grid) -> Tensor")(sampled)
 
 
 @torch.library.impl("glmc::position_table", "Meta")
