@@ -83,7 +83,7 @@ def test_never_exceeded_under_any_limits():
 
 
 @pytest.mark.slow
-def test_never_exceeded_in_ten_million():
+def test_never_exceeded_in_nine_million():
     for longest, seed in itertools.product(LIMITS, range(20)):
         assert not exceeded(Sizing(longest=longest), *random_sizes(seed, 80_000, 3000))
 
