@@ -1,7 +1,7 @@
 """A vision tower on the native library: patches of any number of images in, a row for each block of them out.
 
 Patches of one image see each other, so a step has whole images: as many as STEP patches hold, or one that is larger. What a
-step needs grows with its patches (`patch_bytes` each) and stays for the next one; the weights are held by the caller.
+step needs grows with its patches (`patch_bytes` each, 46 KB in GLM-4.1V) and stays for the next one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Tower:
     @property
     def patch_bytes(self) -> int:
         """Memory of a step for each of its patches: activations, and the rows that products read."""
-        return token_bytes(self._flat.items, self._flat.widths)
+        return token_bytes(self._flat.items, self._flat.widths, self._kept)
 
     def run(self, pixels: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """pixels float32 [P, values of a patch]; positions int64 [P, 2], row and column in their image; ends int [F + 1], 0 and
