@@ -30,8 +30,8 @@ from glmc.vision_parts import layout
 
 MODELS = {"GLM-4.1V": "glm-4.1v-9b-thinking", "GLM-OCR": "glm-ocr"}
 BAR = 1.2
-HOW = ("One process, all contenders with as many threads, in turn, in an order that shifts each round; the weights are random and "
-       "the same for all. A sample is one image from pixels to the rows that the text model takes. transformers runs the "
+HOW = ("One process, all contenders with as many threads, in turn, in an order that shifts each round; the weights are random "
+       "and the same for all. A sample is one image from pixels to the rows that the text model takes. transformers runs the "
        "published class in bfloat16 without gradients. Blocks of a tower are all alike; `blocks` says how many there were")
 
 
@@ -100,7 +100,7 @@ def main() -> None:
             positions, ends = layout(grid, 2)
             pixels = torch.randn(len(positions), tower.pixels, generator=torch.Generator().manual_seed(1)).bfloat16()
             wide = pixels.float()
-            calls = {"glmc": lambda p=positions, e=ends, g=grid, x=wide: tower.run(x, p, e, g),
+            calls = {"glmc": lambda t=tower, p=positions, e=ends, g=grid, x=wide: t.run(x, p, e, g),
                      **{how: lambda m=m, g=grid, x=pixels: m(x, grid_thw=g).pooler_output for how, m in theirs.items()}}
             found, expected = calls["glmc"](), calls["eager"]().float()
             apart = float((found - expected).abs().max() / expected.abs().max())

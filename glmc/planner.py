@@ -9,7 +9,8 @@ from typing import Any
 
 from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
-from glmc.native.tower import patch_bytes
+from glmc.native.keep import forms
+from glmc.native.tower import Tower
 from glmc.survey import Progress, Survey, survey
 from glmc.target import named
 
@@ -97,6 +98,6 @@ def _media(source: Any, surveyed: Survey) -> dict[str, Any] | None:
     settings, tower = settings_of(source, surveyed.config), surveyed.dims.tower
     if settings is None or tower is None:
         return None
-    native = surveyed.target.engine == "native"
+    program, native = surveyed.programs["vision"], surveyed.target.engine == "native"
     return largest_media(settings, tower, surveyed.dims.hidden, _BYTES[surveyed.dtype],
-                         patch_bytes(surveyed.programs["vision"]) if native else None)
+                         Tower(program, {}, forms(program, None), 1).patch_bytes if native else None)

@@ -148,10 +148,14 @@ def _strides(widths: Mapping[int, int]) -> dict[int, int]:
     return {reg: (-(-width // LINE) | 1) * LINE for reg, width in widths.items()}
 
 
-def token_bytes(items: Sequence[Item], widths: Mapping[int, int]) -> int:
-    """Memory of a step for each of its tokens: activations, and rows made ready for a product, at most float32."""
-    ready = max((4 * item.call.n[0] // item.call.per for item in items if item.call.kernel in ("linear", "swiglu")), default=0)
-    return 4 * _places(items, _strides(widths), ())[1] + ready
+def token_bytes(items: Sequence[Item], widths: Mapping[int, int], kept: Mapping[str, Keep]) -> int:
+    """Memory of a step for each of its tokens: activations, and rows made ready for the product with the most inputs."""
+    def ready(item: Item) -> int:
+        size = 2 if kept[item.weights[item.call.p[1].name]].form == "BF16" else 4
+        return size * item.call.n[0] // item.call.per
+
+    products = [item for item in items if item.call.kernel in ("linear", "swiglu")]
+    return 4 * _places(items, _strides(widths), ())[1] + max(map(ready, products), default=0)
 
 
 def _places(items: Sequence[Item], strides: Mapping[int, int], pinned: Sequence[int]) -> tuple[dict[int, int], int]:

@@ -1,7 +1,7 @@
 """A vision tower on the native library: patches of any number of images in, a row for each block of them out.
 
 Patches of one image see each other, so a step has whole images: as many as STEP patches hold, or one that is larger. What a
-step needs grows with its patches (`patch_bytes` each) and stays for the next one; the weights are held by the caller.
+step needs grows with its patches (`patch_bytes` each, 46 KB in GLM-4.1V) and stays for the next one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class Tower:
         self._pixels = self._flat.values["input:pixels"]
         self.pixels, self.hidden = (self._flat.widths[reg] for reg in (self._pixels, self._flat.values[program.logits]))
         self._executor: Executor | None = None
+
+    @property
+    def patch_bytes(self) -> int:
+        """Memory of a step for each of its patches: activations, and the rows that products read."""
+        return token_bytes(self._flat.items, self._flat.widths, self._kept)
 
     def run(self, pixels: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """pixels float32 [P, values of a patch]; positions int64 [P, 2], row and column in their image; ends int [F + 1], 0 and
@@ -88,12 +93,6 @@ class Tower:
                        [frames, height, width])
         if bool((positions < 0).any()) or bool((positions >= grid[:, 1:].repeat_interleave(sizes, 0)).any()):
             refuse("positions", "rows and columns inside each image", [int(positions.min()), int(positions.max())])
-
-
-def patch_bytes(program: Program) -> int:
-    """Memory of a step of a tower for each of its patches: activations, and the rows that products read. Raises Refused."""
-    flat = whole(program)
-    return token_bytes(flat.items, flat.widths)
 
 
 def slots_of(ends: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -15,7 +15,7 @@ from glmc.errors import NumericError, RequestOutOfBounds
 from glmc.native import keep as keeping
 from glmc.native.calls import Refused
 from glmc.native.lower import lowered
-from glmc.native.tower import STEP, Tower, patch_bytes, slots_of
+from glmc.native.tower import STEP, Tower, slots_of
 from glmc.passes import prove_native as proving
 from glmc.program import Program, Region
 from glmc.region import Bound
@@ -105,7 +105,7 @@ def test_memory_is_what_the_patches_take(made):
     tower.run(**inputs(program, GRIDS[:1]))
     assert tower._executor is first
     activations = first._arena.numel() * 4 / first.tokens
-    assert activations <= patch_bytes(program) < 3 * activations
+    assert activations <= tower.patch_bytes < 3 * activations
     assert STEP >= first.tokens
 
 

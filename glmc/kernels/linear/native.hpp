@@ -28,7 +28,11 @@ inline const char* const* prepared(const Context& c, const float* x, int64_t str
 
 // The most bytes of a prepared row, whatever the form.
 inline int64_t row_room(int64_t k) { return row_stride(4 * k + 64); }
-inline int64_t product_shared(const Instruction& it, int64_t tokens, int64_t) { return tokens * row_room(it.n[0]); }
+inline int64_t product_shared(const Instruction& it, int64_t tokens, int64_t) {
+    int64_t bytes = 0;
+    with_form(it.n[4], [&](auto form) { bytes = row_stride(decltype(form)::row_bytes(int(it.n[0]))); });
+    return tokens * bytes;
+}
 inline int64_t product_scratch(const Instruction& it, int64_t tokens) {
     return 8 * std::max<int64_t>(tokens, 64) + std::max(FEW * row_room(it.n[0]), 64 + open_room(it.n[0]));
 }
