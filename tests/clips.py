@@ -50,11 +50,16 @@ def clip(frames: int = 20, *, form: str = "mp4", codec: str = "mpeg4", width: in
     return file.read_bytes() if file else stream.getvalue()
 
 
-def sound() -> bytes:
-    """A file with a second of silence and no video."""
+def sound(cover: bool = False) -> bytes:
+    """A file with a second of silence and no video, or with a cover picture at most."""
     stream = io.BytesIO()
     with av.open(stream, "w", format="mp4") as container:
         out = container.add_stream("aac", rate=16000)
+        if cover:
+            art = container.add_stream("mjpeg", rate=1)
+            art.width, art.height, art.pix_fmt = 64, 48, "yuvj420p"
+            art.disposition = type(art.disposition).attached_pic
+            container.mux(art.encode(av.VideoFrame.from_ndarray(picture(0, 48, 64), format="rgb24")))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         frame.rate = 16000
         container.mux(out.encode(frame))

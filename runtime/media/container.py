@@ -147,7 +147,7 @@ def _stream(source: Any) -> Iterator[tuple[Any, Any]]:
                              expected="one of " + ", ".join(name.split(",")[0] for name in FORMATS),
                              hint="a single picture is an image") from fault
         with container:
-            streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+            streams = [s for s in container.streams.video if not s.disposition & type(s.disposition).attached_pic]
             if not streams:
                 raise MediaError("there is no video in the file", file=said(source),
                                  found=", ".join(s.type for s in container.streams) or "no streams")

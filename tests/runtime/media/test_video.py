@@ -161,6 +161,7 @@ def test_a_frame_that_is_damaged_is_named_or_noted():
 BAD = {
     "nothing": (b"", "empty"), "text": (b"hello " * 100, "not a video"), "an address": ("http://example.org/x.mp4", "address"),
     "nobody's name": ("no-such-file.mp4", "cannot be opened"), "sound": (sound(), "no video"),
+    "sound with a cover": (sound(cover=True), "no video"),
     "png": (still("PNG"), "not a video"), "jpeg": (still("JPEG"), "not a video"), "webp": (still("WEBP"), "not a video"),
     "no index": (clip()[:2000], "not a video"), "a number": (7, "not a video"), "no frames": ([], "not a video"),
     "no rows": (np.zeros((0, 4, 4, 3), np.uint8), "clip"), "one image": (np.zeros((4, 4, 3), np.uint8), "clip"),
