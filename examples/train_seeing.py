@@ -22,8 +22,8 @@ import torch
 from shapes import QUESTIONS, RATE, any_clip, any_picture
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
-from transformers import GlmOcrConfig, GlmOcrForConditionalGeneration, PreTrainedTokenizerFast
 from train_tiny import learning_rate
+from transformers import GlmOcrConfig, GlmOcrForConditionalGeneration, PreTrainedTokenizerFast
 
 from glmc.errors import NumericError
 from glmc.runtime.asked import prompt_of
@@ -84,7 +84,8 @@ def write_text_side(folder: Path) -> None:
             "size": {"shortest_edge": 12_544, "longest_edge": longest}}, indent=2) + "\n")
 
 
-def batch(kind: str, count: int, draw: random.Random, text: Text, settings: Settings) -> tuple[dict[str, torch.Tensor], list[int]]:
+def batch(kind: str, count: int, draw: random.Random, text: Text, settings: Settings,
+          ) -> tuple[dict[str, torch.Tensor], list[int]]:
     """`count` questions and answers as the model takes them, padded on the right, and how many tokens each question has.
 
     A frame is given as an image of its own, which is what it is to the model.
@@ -95,13 +96,10 @@ def batch(kind: str, count: int, draw: random.Random, text: Text, settings: Sett
         media = {"images": [seen]} if kind == "image" else {
             "videos": [(seen, {"total_num_frames": len(seen), "fps": RATE})]}
         prompt = prompt_of(QUESTIONS[kind], text, settings, ROOM, **media)
-        assert_seen = prompt.seen
-        if assert_seen is None:
-            raise NumericError("a prompt has lost its picture", field=kind)
         rows.append([*prompt.ids, *text.ids(said), END])
-        types.append((assert_seen.media >= 0).long().tolist())
-        pixels.append(assert_seen.pixels)
-        grids.append(assert_seen.grid)
+        types.append((prompt.seen.media >= 0).long().tolist())
+        pixels.append(prompt.seen.pixels)
+        grids.append(prompt.seen.grid)
         asked.append(len(prompt.ids))
     most = max(map(len, rows))
     padded = torch.tensor([row + [END] * (most - len(row)) for row in rows])
@@ -182,8 +180,13 @@ license: apache-2.0
 # {options.out.name}
 
 A small `GlmOcrForConditionalGeneration` ({parameters:,} parameters, bfloat16), trained from scratch by
-`examples/train_seeing.py` on shapes that `examples/shapes.py` draws: `python examples/train_seeing.py --out
-{options.out.name} --steps {options.steps} --batch {options.batch} --learning-rate {options.learning_rate} --seed {options.seed}`.
+`examples/train_seeing.py` on shapes that `examples/shapes.py` draws:
+
+```
+python examples/train_seeing.py --out {options.out.name} --steps {options.steps} --batch {options.batch} \
+    --learning-rate {options.learning_rate} --seed {options.seed}
+```
+
 Its last mean loss was {loss:.4f} nats a token of the answers. It knows nothing else.
 """)
     shutil.rmtree(options.out, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Every example runs: demo.py, transformers_generate.py and torch_compile.py end to end, train_tiny.py for two steps."""
+"""Every example runs: demo.py, see.py, transformers_generate.py and torch_compile.py end to end, the trainers for two steps."""
 
 from __future__ import annotations
 
@@ -73,3 +73,19 @@ def test_torch_compile(tmp_path: Path) -> None:
 def test_train_tiny(tmp_path: Path) -> None:
     run(EXAMPLES / "train_tiny.py", "--steps", "2", "--out", tmp_path / "ck", cwd=tmp_path)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "ck").iterdir()}
+
+
+def test_see(tmp_path: Path) -> None:
+    """The little model names every picture and clip that the example draws; the videos go through MP4 files."""
+    lines = [line for line in run(EXAMPLES / "see.py", "--keep", tmp_path, cwd=tmp_path).splitlines() if "drawn: " in line]
+    assert len(lines) == 5
+    for line in lines:
+        said, drawn = line.split("'")[1], line.split("drawn: ")[1].split(";")[0]
+        assert said == drawn
+    assert (tmp_path / "yellow-square-left.mp4").stat().st_size > 1000
+
+
+def test_train_seeing(tmp_path: Path) -> None:
+    run(EXAMPLES / "train_seeing.py", "--steps", "2", "--batch", "2", "--out", tmp_path / "ck", cwd=tmp_path)
+    made = {p.name for p in (tmp_path / "ck").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "preprocessor_config.json"} <= made

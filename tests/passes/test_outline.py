@@ -42,6 +42,21 @@ def test_regions_do_not_grow_with_depth(tmp_path):
     assert deep.calls() == shallow.calls() + 3
 
 
+def test_a_towers_regions_do_not_grow_with_depth(tmp_path):
+    shallow = read_programs(models.made("glm_ocr").session.artifact)["vision"]
+    config = models.tiny_config("glm_ocr")
+    config = {**config, "vision_config": {**config["vision_config"], "depth": 5},
+              "text_config": {**config["text_config"], "num_hidden_layers": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = survey(tmp_path, named("fx"), "float32")
+    deep = found.programs["vision"]
+    assert deep.regions == shallow.regions
+    assert len(deep.regions) <= 4
+    assert deep.calls() == shallow.calls() + 3
+    assert not found.ledger.broken
+    assert all(row["expected"] == row["proved"] for row in found.ledger.to_json())
+
+
 @pytest.mark.parametrize("family", families.compiled())
 def test_a_region_is_its_text(family):
     for name, region in program(family).regions.items():
