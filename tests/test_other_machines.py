@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import models
@@ -37,16 +40,17 @@ LATENT = {"glm4_moe_lite": {"num_hidden_layers": 1}, "glm_moe_dsa": {"first_k_de
 ON_NPU = ("glm", "glm4", "glm4_moe", "glm4_moe-no-qk-norm")
 
 
-def made(variant, target, tmp_path_factory, **changes):
+@functools.cache
+def made(variant, target, **changes):
     config, model, checkpoint = models.published(variant, **changes)
-    out = tmp_path_factory.mktemp("out") / f"{variant}.glmc"
+    out = Path(tempfile.mkdtemp(dir=models.scratch())) / f"{variant}.glmc"
     return config, model, glmc.compile(checkpoint, out, target=target, max_len=models.MAX_LEN, max_batch=2)
 
 
 @pytest.fixture(scope="module")
-def gpu(tmp_path_factory):
+def gpu():
     """A dense and a routed layer for a GPU."""
-    return made("glm4_moe", "cuda:sm_90", tmp_path_factory, num_hidden_layers=2)
+    return made("glm4_moe", "cuda:sm_90", num_hidden_layers=2)
 
 
 def agrees(config, model, session, lengths, steps):
@@ -120,9 +124,9 @@ def test_rows_of_a_batch_in_the_interpreter(gpu):
 
 
 @pytest.mark.parametrize("variant", [pytest.param("glm4_moe_lite", marks=pytest.mark.slow), "glm_moe_dsa"])
-def test_latent_attention_and_its_indexer_in_the_interpreter(variant, tmp_path_factory):
+def test_latent_attention_and_its_indexer_in_the_interpreter(variant):
     """Beyond the slots that an indexer chooses, many new tokens and one, one row and several."""
-    config, model, artifact = made(variant, "cuda:sm_90", tmp_path_factory, **LATENT[variant])
+    config, model, artifact = made(variant, "cuda:sm_90", **LATENT[variant])
     for row in artifact.json("ledger.json")["ledger"]:
         if row["fusion"] in ("latent_attention", "lightning_indexer"):
             assert row["taken"] == row["expected"], row
@@ -137,8 +141,8 @@ def test_latent_attention_and_its_indexer_in_the_interpreter(variant, tmp_path_f
 
 
 @pytest.mark.parametrize("variant", ON_NPU)
-def test_an_npu_artefact_equals_transformers_on_the_emulation(variant, tmp_path_factory):
-    config, model, artifact = made(variant, "npu:ascend910b", tmp_path_factory)
+def test_an_npu_artefact_equals_transformers_on_the_emulation(variant):
+    config, model, artifact = made(variant, "npu:ascend910b")
     rows = {r["fusion"]: r for r in artifact.json("ledger.json")["ledger"]}
     assert rows["split_qkv_norm_rope"]["taken"] == rows["split_qkv_norm_rope"]["expected"] == config["num_hidden_layers"]
     session = glmc.load(artifact.folder, device="npu-emulated")
@@ -148,12 +152,12 @@ def test_an_npu_artefact_equals_transformers_on_the_emulation(variant, tmp_path_
     assert [a.token_ids for a in answers] == [models.greedy(model, ids, 8) for ids in prompts]
 
 
-def test_a_machine_without_the_device_gets_a_direction(gpu, tmp_path_factory):
+def test_a_machine_without_the_device_gets_a_direction(gpu):
     _, _, artifact = gpu
     with pytest.raises(IncompatibleArtifact, match="no such GPU here") as fault:
         glmc.load(artifact.folder)
     assert "triton-interpreted" in fault.value.hint
-    _, _, other = made("glm4", "npu:ascend910b", tmp_path_factory, num_hidden_layers=1)
+    _, _, other = made("glm4", "npu:ascend910b")
     with pytest.raises(IncompatibleArtifact, match="torch_npu") as fault:
         glmc.load(other.folder)
     assert "npu-emulated" in fault.value.hint
@@ -247,9 +251,10 @@ def test_the_verdict_before_any_weight_is_read(gpu, h100, monkeypatch):
 
 
 @pytest.mark.parametrize("target", CHECKED)
-def test_it_is_verified_layer_by_layer_on_the_device_that_checks(target, gpu, tmp_path_factory):
-    _, _, artifact = gpu if target.startswith("cuda") else made("glm4_moe", target, tmp_path_factory, num_hidden_layers=2)
-    checkpoint = models.published("glm4_moe", num_hidden_layers=2)[2]
+def test_it_is_verified_layer_by_layer_on_the_device_that_checks(target):
+    changes = {"num_hidden_layers": 2} if target.startswith("cuda") else {}
+    _, _, artifact = made("glm4_moe", target, **changes)
+    checkpoint = models.published("glm4_moe", **changes)[2]
     answer = against(artifact, checkpoint, device=CHECKED[target])
     assert answer.first is None
     assert {row.module for row in answer.rows} >= {"model.layers.0", "model.layers.1", "lm_head", "logits"}
