@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from glmc.runtime.session import Model
 
 
+_PIXELS = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw")
+
+
 class Rows(Cache):
     """What stands for the KV cache in `generate()`: how many tokens each row of the artefact's own cache holds.
 
@@ -54,11 +57,14 @@ class GlmcForCausalLM(PreTrainedModel, GenerationMixin):
         self.marker = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # tells transformers device and dtype
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
-                past_key_values: Rows | None = None, **_: Any) -> CausalLMOutputWithPast:
+                past_key_values: Rows | None = None, **others: Any) -> CausalLMOutputWithPast:
         """input_ids [B, S] and, from the first column on, attention_mask [B, all columns] -> float32 logits [B, S, V].
 
         Logits of padding columns are zero. Raises RequestOutOfBounds, UsageError.
         """
+        if seen := [name for name in _PIXELS if others.get(name) is not None]:
+            raise UsageError("images and videos do not go through transformers' generate()", field=seen[0],
+                             hint="give them to the model itself: glmc.load(...).generate(..., images=[...])")
         self.inner.check_rows(len(input_ids))
         rows = past_key_values if isinstance(past_key_values, Rows) else Rows()
         known = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, rows.seen:]

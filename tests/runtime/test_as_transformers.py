@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import models
 import pytest
 import torch
 from models import greedy, made, prompts
@@ -74,3 +75,12 @@ def test_logits_of_forward_are_those_of_the_session(pair):
     (row,) = prompts(model.config["vocab_size"], 9, seed=10)
     ids = torch.tensor([row])
     assert torch.equal(wrapped(ids).logits, model.session.logits(ids))
+
+
+def test_pixels_are_refused_and_not_left_out():
+    seeing = models.made("glm_ocr", target="cpu").session
+    wrapped = seeing.as_transformers()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(wrapped(ids).logits, seeing.logits(ids))
+    with pytest.raises(UsageError, match="do not go through"):
+        wrapped(ids, pixel_values=torch.zeros(24, 294))
