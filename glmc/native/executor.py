@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,8 +138,8 @@ class Executor:
         self._library.glmc_profile(self._opened, self._seconds.data_ptr())
         return self._seconds
 
-    def __del__(self) -> None:
-        if (opened := getattr(self, "_opened", None)) and os.getpid() == self._process:
+    def __del__(self, process: Callable[[], int] = os.getpid) -> None:  # bound now: modules are gone when Python ends
+        if (opened := getattr(self, "_opened", None)) and process() == self._process:
             self._library.glmc_close(opened)
 
 
