@@ -41,7 +41,7 @@ from glmc.passes.prove_coded import prove_coded
 from glmc.passes.prove_native import prove_native
 from glmc.passes.workers import compile_all
 from glmc.program import MAIN, written
-from glmc.survey import Progress, Survey, survey
+from glmc.survey import Progress, Survey, survey, weights_of
 from glmc.target import Target, compilable
 
 _NO_PRODUCT = "other steps than products read it, which take no codes"
@@ -80,7 +80,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         keeps = _keeps(surveyed, quant, as_they_are)
         if machine.gpu:
             opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
-        surveyed.notes += _kept(stays, opened, keeps, surveyed.dtype if quant is None else quant)
+        surveyed.notes += _kept(surveyed, stays, opened, keeps, quant)
         wanted = _wanted(surveyed, buffers, keeps, recipes)
         leftover = check(checkpoint, wanted, [*surveyed.family.leftovers(surveyed.dims), *([UNUSED] if scheme else [])])
         surveyed.notes += _drafts(leftover, surveyed.dims.layers)
@@ -169,12 +169,13 @@ def _recipes(surveyed: Survey, checkpoint: Checkpoint, scheme: Scheme | None) ->
 
 
 def _keeps(surveyed: Survey, quant: str | None, sources: dict[str, str]) -> dict[str, Keep]:
-    """Weight -> the form in which it is kept, where that is not as the regions' text has it. Only the text is quantised."""
+    """Weight -> the form in which it is kept, where that is not as the regions' text has it. Only the text is quantised, and
+    only its matrices are kept in a checkpoint's codes."""
     found: dict[str, Keep] = {}
     for part, program in surveyed.programs.items():
         if surveyed.target.engine == "native":
-            found |= forms(program, quant if part == MAIN else None, sources)
-        elif surveyed.target.gpu is not None:
+            found |= forms(program, quant, sources) if part == MAIN else forms(program, None)
+        elif surveyed.target.gpu is not None and part == MAIN:
             found |= forms_for_gpu(program, sources)
     return found
 
@@ -191,19 +192,26 @@ def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor], keeps: dict[str,
     return {name: want(name, d, shape) for name, (d, shape) in surveyed.weights.items() if name not in buffers}
 
 
-def _kept(stays: dict[str, str], opened: dict[str, str], keeps: dict[str, Keep], otherwise: str) -> list[str]:
-    """What became of the matrices that the checkpoint has quantised."""
+def _kept(surveyed: Survey, stays: dict[str, str], opened: dict[str, str], keeps: dict[str, Keep], quant: str | None,
+          ) -> list[str]:
+    """What became of the matrices that the checkpoint has quantised, and of the tower where the text is to be."""
+    tower = weights_of(program for part, program in surveyed.programs.items() if part != MAIN)
+    otherwise = surveyed.dtype if quant is None else quant
     kept = [name for name, form in stays.items() if name in keeps and keeps[name].form == form]
     forms = ", ".join(f"{count} in {form}" for form, count in sorted(Counter(stays[name] for name in kept).items()))
 
-    def reason(name: str) -> str:
+    def fate(name: str) -> str:
+        if name in tower:
+            return f"{surveyed.dtype}: they are the vision tower's, and only those of the text stay in codes"
         if name in keeps and keeps[name].split:
-            return "latent attention has its own form of it"
-        return opened.get(name, f"{otherwise} is asked for, or the engine takes no matrix in the checkpoint's form")
+            return f"{otherwise}: latent attention has its own form of it"
+        asked = f"{otherwise} is asked for, or the engine takes no matrix in the checkpoint's form"
+        return f"{otherwise}: {opened.get(name, asked)}"
 
-    others = Counter(map(reason, (stays.keys() | opened.keys()) - set(kept)))
+    others = Counter(map(fate, (stays.keys() | opened.keys()) - set(kept)))
     return [*([f"quantised matrices are kept as they are: {forms}"] if kept else []),
-            *(f"{count} quantised matrices are made {otherwise}: {why}" for why, count in sorted(others.items()))]
+            *(f"{count} quantised matrices are made {what}" for what, count in sorted(others.items())),
+            *([f"only the text is made {quant}: the vision tower stays {surveyed.dtype}"] if quant and tower else [])]
 
 
 def _drafts(leftover: list[str], layers: int) -> list[str]:

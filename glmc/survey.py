@@ -135,12 +135,12 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
         programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name)
     lap("rewrite")
     said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed]
-    return Survey(config, family, dims, name, target, module, ledger, decisions, programs, _weights(programs.values()), joined,
-                  captured, notes=said, seconds=seconds)
+    return Survey(config, family, dims, name, target, module, ledger, decisions, programs, weights_of(programs.values()),
+                  joined, captured, notes=said, seconds=seconds)
 
 
-def _weights(programs: Iterable[Program]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Parameter -> (dtype name, shape), over all parts."""
+def weights_of(programs: Iterable[Program]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Parameter -> (dtype name, shape), over all these parts."""
     return {n.removeprefix("weight:"): (spec.dtype, tuple(int(s) for s in spec.shape))
             for program in programs for step in program.steps
             for n, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True)

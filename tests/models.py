@@ -109,8 +109,13 @@ def randomised(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed:
 def save(model: torch.nn.Module, config: dict[str, Any], folder: Path) -> Path:
     """Write the checkpoint folder as a publisher would: config.json, weights and a byte-level tokenizer."""
     model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").unlink(missing_ok=True)
+    return describe(config, folder)
+
+
+def describe(config: dict[str, Any], folder: Path) -> Path:
+    """Write what a checkpoint has besides weights: config.json, a tokenizer, and how images and videos become patches."""
+    (folder / "config.json").write_text(json.dumps(config))
     vision = config.get("vision_config")
     marks = {config[f"{name}_token_id"]: mark for name, mark in MARKS.items()} if vision else {}
     tokenizer(config.get("text_config", config)["vocab_size"], marks).save(str(folder / "tokenizer.json"))

@@ -6,6 +6,7 @@ weights in float32: transformers on the second must say what the compiled first 
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import tempfile
@@ -23,6 +24,8 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32
          "num_hidden_layers": 2, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": 16,
          "indexer_types": ["full", "shared"]}
 """Changes to a tiny configuration after which groups of 32 inputs fit; each family takes those that it has."""
+TOWER = {"hidden_size": 64, "num_heads": 4, "intermediate_size": 96, "out_hidden_size": 64}
+"""The same of a vision tower."""
 Stored = tuple[str, tuple[int, ...], bytes]
 """A tensor in a file: dtype as safetensors names it, shape, bytes."""
 
@@ -180,8 +183,7 @@ def encoded(weights: dict[str, torch.Tensor], modules: set[str], kind: Kind,
 def put(folder: Path, stored: dict[str, Stored], config: dict[str, Any], shards: int = 1) -> Path:
     """Write a checkpoint folder, in several shards if asked."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    models.tokenizer(config["vocab_size"]).save(str(folder / "tokenizer.json"))
+    models.describe(config, folder)
     if shards == 1:
         save(folder / "model.safetensors", stored)
         return folder
@@ -206,9 +208,24 @@ class Written:
 
 
 def linears(weights: dict[str, torch.Tensor]) -> set[str]:
-    """The modules of a tiny GLM checkpoint that publishers quantise: every projection but the head and the draft layer's."""
-    ends = ("_proj.weight", "_with_mqa.weight", "indexer.wq_b.weight", "indexer.wk.weight")
-    return {name.removesuffix(".weight") for name in weights if name.endswith(ends) and "eh_proj" not in name}
+    """The modules of a tiny GLM checkpoint that publishers quantise: every projection but the head and the draft layer's.
+
+    Those of a vision tower are among them, and published ones leave them out.
+    """
+    ends = ("proj.weight", "_with_mqa.weight", "indexer.wq_b.weight", "indexer.wk.weight", ".attn.qkv.weight")
+    return {name.removesuffix(".weight") for name in weights
+            if name.endswith(ends) and "eh_proj" not in name and "patch_embed" not in name}
+
+
+def sized(family: str, dtype: str) -> dict[str, Any]:
+    """The tiny configuration of a family in sizes that formats of groups can have."""
+    config = copy.deepcopy(models.tiny_config(family, torch_dtype=dtype))
+    text = config.get("text_config", config)
+    text.update({k: v for k, v in SIZES.items() if k in text})
+    if "vision_config" in config:
+        config["vision_config"].update(TOWER)
+        text["rope_parameters"]["partial_rotary_factor"] = 0.75  # 6 pairs of lanes of 16, as the axes share them out
+    return config
 
 
 @functools.cache
@@ -219,8 +236,7 @@ def written(kind: str, spared: tuple[str, ...] = (), listed: tuple[str, ...] = (
     listed: further entries of the list. draft: a layer past the last one, which nothing reads, is there too. dtype: what
     config.json says of the model; the tensors that are not quantised are float32.
     """
-    sizes = {k: v for k, v in SIZES.items() if k in models.tiny_config(family)}
-    config = models.tiny_config(family, torch_dtype=dtype, **sizes)
+    config = sized(family, dtype)
     base = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=models.scratch()))
     weights = load_file(models.save(models.randomised(config), config, base / "plain") / "model.safetensors")
     modules = {m for m in linears(weights) if not any(text in m for text in spared)}
@@ -239,10 +255,11 @@ def written(kind: str, spared: tuple[str, ...] = (), listed: tuple[str, ...] = (
 
 def reference(config: dict[str, Any], decoded: dict[str, torch.Tensor], base: Path) -> torch.nn.Module:
     """transformers' model of the decoded weights, read by its own loader."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     plain_config = {k: v for k, v in config.items() if k != "quantization_config"}
     put(base / "decoded", {}, plain_config)
     save_file({n: t.contiguous() for n, t in decoded.items()}, base / "decoded" / "model.safetensors", {"format": "pt"})
-    experts = {"experts_implementation": "eager"} if "n_routed_experts" in config else {}
-    return AutoModelForCausalLM.from_pretrained(base / "decoded", dtype=torch.float32, **experts).eval()
+    experts = {"experts_implementation": "eager"} if "n_routed_experts" in config.get("text_config", config) else {}
+    kind = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
+    return kind.from_pretrained(base / "decoded", dtype=torch.float32, **experts).eval()

@@ -17,12 +17,14 @@ from glmc.errors import ConfigError
 
 Fused = Mapping[str, tuple[str, ...]]
 WEIGHT = ".weight"
-_SPELLINGS = (("model.language_model.", "model."), (".self_attn.indexer.weights_proj", ".self_attn.indexers_proj"),
-              ("model.visual.", "visual."))
-"""What tensors are called -> what published lists say instead."""
+_SPELLINGS = (
+    ("model.language_model.", "model."), ("model.language_model.", "language_model.model."),
+    ("lm_head", "language_model.lm_head"), ("model.visual.", "visual."), (".attn.qkv", ".attn.qkv_proj"),
+    (".self_attn.indexer.weights_proj", ".self_attn.indexers_proj"),
+)
+"""What tensors are called -> what lists say instead: they were written of modules of other versions and of serving engines."""
 _LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)")
-_ELSEWHERE = re.compile(r"(?:model\.)?(?:visual|vision_tower|mtp)\b")
-"""Parts that a text model is read without."""
+_DRAFTS = re.compile(r"(?:model\.)?mtp\b")
 _SPECIAL = re.compile(r"[*?\[]")
 
 
@@ -109,23 +111,27 @@ class Excludes:
 
     def idle(self, tensors: Iterable[str], fused: Fused, layers: int) -> list[str]:
         """The entries that name nothing: no tensor, no module with tensors below it, no fused module, nothing in draft layers
-        (from number `layers` on), nothing in a part that is not read."""
+        (from number `layers` on)."""
         known = set(fused)
         for name in tensors:
             while name and name not in known:
                 known.add(name)
                 name = name.rpartition(".")[0]
-        return [entry for entry in self.scan(known)[1] if not _outside(entry, layers)]
+        return [entry for entry in self.scan(known)[1] if not _drafts(entry, layers)]
 
 
 def _spellings(name: str) -> list[str]:
-    return [name.replace(theirs, listed) for theirs, listed in _SPELLINGS if theirs in name]
+    """The other spellings of a name; several parts of it may be spelt otherwise."""
+    found = [name]
+    for theirs, listed in _SPELLINGS:
+        found += [one.replace(theirs, listed) for one in found if theirs in one]
+    return found[1:]
 
 
-def _outside(entry: str, layers: int) -> bool:
+def _drafts(entry: str, layers: int) -> bool:
     plain = entry.removeprefix("re:").removeprefix("^").replace("\\", "")
-    draft = _LAYER.match(plain)
-    return _ELSEWHERE.match(plain) is not None or (draft is not None and int(draft[1]) >= layers)
+    layer = _LAYER.match(plain)
+    return _DRAFTS.match(plain) is not None or (layer is not None and int(layer[1]) >= layers)
 
 
 def modules_of(recipe: Recipe) -> tuple[str, ...]:

@@ -85,6 +85,18 @@ def test_what_published_lists_call_otherwise():
     assert set(listed.scan(names)[0]) == set(names)
 
 
+@pytest.mark.parametrize(("name", "others"), [
+    ("model.language_model.layers.1.mlp.gate", ["model.layers.1.mlp.gate", "language_model.model.layers.1.mlp.gate"]),
+    ("model.visual.merger.proj", ["visual.merger.proj"]), ("lm_head", ["language_model.lm_head"]),
+    ("model.visual.blocks.0.attn.qkv", ["visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv_proj",
+                                        "model.visual.blocks.0.attn.qkv_proj", "re:visual\\..*qkv_proj$", "visual.*qkv"]),
+])
+def test_a_name_in_every_spelling(name, others):
+    for entry in (name, *others):
+        found, idle = Excludes((f"{entry}x", entry)).scan([name, "model.language_model.layers.1.mlp.experts"])
+        assert (found, idle) == ({name: entry}, [f"{entry}x"])
+
+
 def tiny_recipes():
     config = models.tiny_config("glm4_moe")
     family = families.load(config)
@@ -143,7 +155,7 @@ def test_a_tied_head_is_the_embedding():
     ("model.layers.1.mlp.gate_proj.bias", True), ("model.layers.1.mlp.typo_proj", True), ("model.layers.1*", False),
     ("model.layers.2.mlp.typo*", True), ("re:.*typo", True), ("re:.*mlp", False), ("model.layers.3.eh_proj", False),
     ("model.layers.3*", False), ("model.layers.4.mlp.gate", False), (r"re:model\.layers\.3\..*", False), ("mtp.fc", False),
-    ("visual.blocks.0.attn.qkv_proj", False), ("model.visual*", False), ("vision", True), ("lm_head", True), ("*", False),
+    ("visual.blocks.0.attn.qkv_proj", True), ("model.visual*", True), ("vision", True), ("lm_head", True), ("*", False),
 ])
 def test_what_names_nothing(entry, idle):
     tensors = [f"model.layers.{n}.mlp.down_proj.weight" for n in range(3)]

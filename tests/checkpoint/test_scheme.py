@@ -33,8 +33,8 @@ def config_of(name):
 
 
 def is_quantised(name, module):
-    """Which projections of the text model a published checkpoint holds quantised, as its model card tells."""
-    if module == "lm_head" or module.endswith("indexer.weights_proj"):
+    """Which projections a published checkpoint holds quantised, as its model card tells; none of a vision tower."""
+    if module == "lm_head" or module.endswith("indexer.weights_proj") or module.startswith("model.visual."):
         return False
     if "nvfp4" in name and "4.7" in name:
         return "self_attn" not in module
@@ -72,8 +72,11 @@ def headers(name):
         leaves = recipe(full).names()
         shapes |= {leaf: (tensor.shape[1] // (len(leaves) // FEW), *tensor.shape[2:]) for leaf in leaves} \
             if len(leaves) > 1 else {full: tuple(tensor.shape)}
-    recipes = {full: recipe(full) for full, _ in model.named_parameters() if "visual" not in full}
-    linears = [full for full in published.linear_weights(model) if "visual" not in full]
+    recipes = {full: recipe(full) for full, _ in model.named_parameters()}
+    for full in [full for full in recipes if full.startswith("model.visual.") and full.endswith(".gate_proj.weight")]:
+        other = full.replace("gate_proj", "up_proj")  # which the compiler joins
+        recipes[full.replace("gate_proj", "gate_up_proj")] = Concatenate((Take(full), Take(other)))
+    linears = published.linear_weights(model)
     modules = {leaf for full in linears for leaf in recipes[full].names()}
     layers = text["num_hidden_layers"]
     tensors = {}
