@@ -15,7 +15,7 @@ import glmc
 
 HERE = Path(__file__).parent
 PICTURES = (("red", "circle"), ("blue", "triangle"), ("green", "square"))
-CLIPS = (("yellow", "square", "left"), ("blue", "circle", "down"))
+CLIPS = (("yellow", "square", "blue"), ("red", "triangle", "green"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> None:
             picture(colour, shape).save(file)
             made = model.generate(QUESTIONS["image"], images=[file], max_new_tokens=40)
             print(f"{file.name}: {made.text!r} (drawn: {answer(colour, shape)}; {made.prompt_tokens} tokens)")
-        for colour, shape, way in CLIPS:
-            file = film(clip(colour, shape, way), folder / f"{colour}-{shape}-{way}.mp4")
+        for colour, shape, then in CLIPS:
+            file = film(clip(colour, shape, then), folder / f"{colour}-{shape}-{then}.mp4")
             made = model.generate(QUESTIONS["video"], videos=[file], max_new_tokens=40)
-            print(f"{file.name}: {made.text!r} (drawn: {answer(colour, shape, way)}; {made.prompt_tokens} tokens)")
+            print(f"{file.name}: {made.text!r} (drawn: {answer(colour, shape, then)}; {made.prompt_tokens} tokens)")
             for note in made.notes:
                 print(f"  note: {note}")
 

@@ -3,7 +3,8 @@
     python examples/train_seeing.py --out my-tiny-glm-ocr
 
 Minutes on one core; `--steps 2` shows that the road works in seconds. Every part of the model is there, and small: a
-vision tower with QK-norm, the merger, RoPE over three axes. It learns to name a shape and its colour, and where it goes.
+vision tower with QK-norm, the merger, RoPE over three axes. It learns to name a shape and its colour, and what that
+turns into.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def train(model: GlmOcrForConditionalGeneration, folder: Path, options: argparse
     for step in range(options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.learning_rate)
-        moving = step % 3 and step > options.steps // 10  # pictures are learnt in no time
+        moving = step % 2 and step > options.steps // 10  # pictures are learnt first
         given, asked = batch("video" if moving else "image", options.batch, draw, text, settings)
         loss = loss_of(model, given, asked)
         if not math.isfinite(nats := float(loss.detach())):
@@ -155,7 +156,7 @@ def train(model: GlmOcrForConditionalGeneration, folder: Path, options: argparse
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint folder, written anew")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=5)

@@ -53,7 +53,7 @@ class ExplicitTower(nn.Module):
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor,
                 grid: torch.Tensor | None = None) -> torch.Tensor:
-        if self.cubic:
+        if self.cubic and grid is not None:
             embeddings: Any = self.model.model.visual.embeddings
             table = embeddings.position_embedding.weight
             embeddings.forward = lambda patches, *_: patches + position_table(table, positions, ends, grid)

@@ -160,7 +160,7 @@ def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> tor
     return out.copy_(drawn.to(getattr(torch, keep.dtype)))
 
 
-def _input(name: str, spec: Spec, sizes: dict[str, int], draw: torch.Generator) -> torch.Tensor:
+def _input(name: str, spec: Spec, sizes: dict[str, Any], draw: torch.Generator) -> torch.Tensor:
     shape = [int(sizes.get(str(s), s)) for s in spec.shape]
     if GRIDS in sizes and not spec.dtype.startswith(("float", "bfloat")):
         return of_images(name, sizes[GRIDS], draw)

@@ -41,7 +41,7 @@ class Wishes:
 class Asked:
     """Messages without the media in them. images: sources. videos: pairs of a source and its metadata or None."""
 
-    messages: list[dict[str, Any]]
+    messages: Sequence[Mapping[str, Any]]
     images: list[Any]
     videos: list[tuple[Any, Any]]
 
@@ -55,7 +55,7 @@ def gathered(messages: Sequence[Mapping[str, Any]], images: Sequence[Any] = (), 
     """
     waiting = {"image": iter(images), "video": iter(videos)}
     found: dict[str, list[Any]] = {"image": [], "video": []}
-    made = []
+    made: list[Mapping[str, Any]] = []
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
         if not isinstance(content, (list, tuple)):

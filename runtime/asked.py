@@ -30,11 +30,12 @@ def prompt_of(asked: Asked, text: Text, settings: Settings | None, room: int, ra
         if media:
             raise UsageError("token ids say where their images are, so none can be added", field="images",
                              expected="text or messages", found=type(asked).__name__)
-        return asked if isinstance(asked, Prompt) else Prompt([int(i) if isinstance(i, torch.Tensor) else i for i in asked])
+        ids: Any = asked
+        return asked if isinstance(asked, Prompt) else Prompt([int(i) if isinstance(i, torch.Tensor) else i for i in ids])
     if raw and isinstance(asked, str):
         wished = ask_media.Asked([], list(images), ask_media.pairs(videos))
     else:
-        messages = ask_media.spoken(asked, images, videos) if isinstance(asked, str) else list(asked)
+        messages: Any = ask_media.spoken(asked, images, videos) if isinstance(asked, str) else list(asked)
         wished = ask_media.gathered(messages, images, videos)
     if not wished.images and not wished.videos:
         return Prompt(text.encode(asked) if raw and isinstance(asked, str) else text.chat(wished.messages))

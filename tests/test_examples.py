@@ -82,7 +82,7 @@ def test_see(tmp_path: Path) -> None:
     for line in lines:
         said, drawn = line.split("'")[1], line.split("drawn: ")[1].split(";")[0]
         assert said == drawn
-    assert (tmp_path / "yellow-square-left.mp4").stat().st_size > 1000
+    assert (tmp_path / "yellow-square-blue.mp4").stat().st_size > 1000
 
 
 def test_train_seeing(tmp_path: Path) -> None:

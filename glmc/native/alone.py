@@ -46,7 +46,7 @@ def alone_with(region: Region, kept: dict[str, Keep]) -> Callable[[list[torch.Te
         executor.run(which=torch.zeros(0, dtype=torch.int64), logits=None, **told)
         if cache is not None:
             cache.copy_out(caches)
-        rows = {reg: count // one.per for one in piece.calls for reg in one.writes}
+        rows: dict[int | None, int] = {reg: count // one.per for one in piece.calls for reg in one.writes}
         return [_result(spec, executor, given, flat.values.get(str(i)), rows.get(reg, count), (rows.get(reg, count),) if vision
                         else lead) for i, (spec, reg) in enumerate(zip(region.outputs, piece.outputs, strict=True))]
 

@@ -202,7 +202,8 @@ def _rate(packets: list[tuple[Any, Any, int, bool]], unit: Fraction) -> tuple[fl
     if any(shown is None for shown, *_ in packets):
         return None, None
     begin = min(shown for shown, *_ in packets)
-    last, duration = max((shown, duration) for shown, _, duration, _ in packets)
+    last, said_duration = max((shown, duration) for shown, _, duration, _ in packets)
+    duration = Fraction(said_duration)
     if not duration and len(packets) > 1:  # the last frame is shown as long as the others in the mean
         duration = Fraction(last - begin, len(packets) - 1)
     seconds = (last + duration - begin) * unit

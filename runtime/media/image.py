@@ -122,7 +122,7 @@ def _picture(source: Any) -> Iterator[Any]:
     """The PIL image of `source`, header read, its size within bounds."""
     pil = library("PIL.Image", "image")
     if _is_pil(source):
-        check_pixels(*source.size, "PIL image")
+        check_pixels(source.width, source.height, "PIL image")
         yield source
         return
     with opened(source, MAX_BYTES) as stream:
@@ -138,7 +138,7 @@ def _picture(source: Any) -> Iterator[Any]:
         except _BROKEN as fault:
             raise MediaError("the image's header is broken", file=said(source), found=fault) from fault
         with image:
-            check_pixels(*image.size, said(source))
+            check_pixels(image.width, image.height, said(source))
             yield image
 
 

@@ -55,7 +55,7 @@ class VideoMetadata:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> VideoMetadata:
+    def parse(cls, record: Mapping[str, Any] | VideoMetadata) -> VideoMetadata:
         """From a decoder's or a caller's mapping. Raises UsageError naming the key that is missing or wrong.
 
         Keys that are not ours are kept in `unknown`. An fps that is a number and yet no rate means an unknown rate, and
@@ -147,10 +147,11 @@ def _real(name: str, value: Any) -> float:
     """`value` as a float, perhaps infinite or NaN. Raises UsageError for what is no number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UsageError("the video's metadata has a wrong type", field=name, expected="a number", found=value)
+    number: Any = value
     try:
-        return float(value)
+        return float(number)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if number > 0 else -math.inf
 
 
 def _indices(found: Any, total: int) -> tuple[int, ...]:
@@ -159,7 +160,8 @@ def _indices(found: Any, total: int) -> tuple[int, ...]:
         raise UsageError("the video's metadata has a wrong type", field="frames_indices",
                          expected="a list of whole numbers", found=type(found).__name__)
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value < total:
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or not 0 <= int(value) < total:
             raise UsageError("the video has no such frame", field="frames_indices",
                              expected=f"whole numbers from 0 to {total - 1}", found=value)
     return tuple(map(int, values))

@@ -44,15 +44,15 @@ def choose(metadata: VideoMetadata, settings: Settings, fps: float | None = None
     """
     total = metadata.total_num_frames
     if metadata.do_sample_frames is False or (metadata.do_sample_frames is None and metadata.frames_indices is not None):
-        indices = metadata.frames_indices if metadata.frames_indices is not None else tuple(range(total))
-        if not indices:
+        given = metadata.frames_indices if metadata.frames_indices is not None else tuple(range(total))
+        if not given:
             raise RequestOutOfBounds("the video has no frames", field="frames_indices", expected="at least 1", found=0)
-        at_hand = tuple(range(len(indices)))
+        at_hand = tuple(range(len(given)))
         if (rate := metadata.rate) is not None:
-            return Clip(indices, rate, positions=at_hand)
+            return Clip(given, rate, positions=at_hand)
         note = (f"the video's rate is not known (fps {metadata.unknown.get('fps')}); the times of its frames are written as "
                 f"for {ASSUMED_RATE:g} a second")
-        return Clip(indices, ASSUMED_RATE, (note,), at_hand)
+        return Clip(given, ASSUMED_RATE, (note,), at_hand)
     if total < 1:
         raise RequestOutOfBounds("the video has no frames", field="total_num_frames", expected="at least 1", found=total)
     rate = metadata.known_rate()
