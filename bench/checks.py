@@ -26,6 +26,11 @@ ROWS: dict[str, list[str]] = {
     "NPU ops on the stand-in: parity, refusals, strictness": ["kernels/test_npu_contract.py"],
     "artefacts for an NPU and a GPU: logits within 1e-4, verdicts": ["test_other_machines.py"],
     "text programs of vision models elsewhere, unequal rows, within 1e-4": ["test_three_axes_elsewhere.py"],
+    "images and videos: recorded sizes, frames, texts, positions, patches and bounds, equal": ["runtime/media"],
+    "images and videos: prompts are the published processors' ids and pixels": ["runtime/test_asked.py"],
+    "images and videos: five families, logits within 1e-4, 32 greedy tokens, batches": ["runtime/test_seeing.py"],
+    "images and videos: quantised checkpoints, lists in every spelling": ["checkpoint/test_quantised_seeing.py"],
+    "images and videos: native towers against their text and float64": ["native/test_tower.py"],
     "Triton kernels: exam and bounds of every access, interpreted": ["kernels/test_triton_exam.py"],
     "Triton kernels built for four GPUs, no spills": ["kernels/test_triton_build.py"],
 }

@@ -10,6 +10,7 @@ import torch
 from glmc.errors import UsageError
 from glmc.runtime import ask_media
 from glmc.runtime.ask_media import Wishes
+from glmc.runtime.media.layout import expand
 from glmc.runtime.media.settings import Settings
 from glmc.runtime.prompt import Prompt
 from glmc.runtime.text import Text
@@ -37,12 +38,15 @@ def prompt_of(asked: Asked, text: Text, settings: Settings | None, room: int, ra
     else:
         messages: Any = ask_media.spoken(asked, images, videos) if isinstance(asked, str) else list(asked)
         wished = ask_media.gathered(messages, images, videos)
-    if not wished.images and not wished.videos:
-        return Prompt(text.encode(asked) if raw and isinstance(asked, str) else text.chat(wished.messages))
-    if settings is None:
+    none = not wished.images and not wished.videos
+    if settings is None and not none:
         raise UsageError("this model takes no images and no videos", field="images",
                          found=f"{len(wished.images)} images, {len(wished.videos)} videos")
     whole = asked if raw and isinstance(asked, str) else text.rendered(wished.messages)
+    if settings is None or none:
+        if settings is not None:
+            expand(whole, (), ())  # refuses a placeholder that stands for nothing
+        return Prompt(text.encode(whole) if raw and isinstance(asked, str) else text.ids(whole))
     return ask_media.prompt(settings, wished, whole, text, raw, room, wishes or Wishes())
 
 

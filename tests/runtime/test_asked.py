@@ -170,6 +170,8 @@ def test_text_without_media_is_as_it_was(family, ask):
 WRONG = {
     "ids and an image": ([5, 6], {"images": [picture(28, 28)]}),
     "a placeholder in the text": ("<|image|>", {"images": [picture(28, 28)]}),
+    "a placeholder without an image": ("what is <|image|>?", {}),
+    "the same in a raw prompt": ("what is <|video|>?", {"raw": True}),
     "an item without an image": ([{"role": "user", "content": [{"type": "image"}]}], {}),
     "an image that nothing speaks of": ([{"role": "user", "content": "hi"}], {"images": [picture(28, 28)]}),
     "an address": ([{"role": "user", "content": [{"type": "image", "url": "https://example.org/a.png"}]}], {}),
