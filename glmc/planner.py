@@ -7,10 +7,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from glmc.checkpoint.folder import read_config
 from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
 from glmc.native.keep import forms
 from glmc.native.tower import Tower
+from glmc.runtime.media.settings import Settings
 from glmc.survey import Progress, Survey, survey
 from glmc.target import named
 
@@ -82,6 +84,7 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
     Raises ConfigError, UnknownFamily, PromiseBroken, UnknownName.
     """
     began = time.perf_counter()
+    settings = settings_of(source, read_config(source))
     surveyed = survey(source, named(target), dtype, progress)
     dims = surveyed.dims
     made = Plan(
@@ -90,12 +93,12 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
         regions={"distinct": sum(len(p.regions) for p in surveyed.programs.values()),
                  "calls": sum(p.calls() for p in surveyed.programs.values())},
         ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
-        seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(source, surveyed))
+        seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(settings, surveyed))
     return surveyed.ledger.demand(made)
 
 
-def _media(source: Any, surveyed: Survey) -> dict[str, Any] | None:
-    settings, tower = settings_of(source, surveyed.config), surveyed.dims.tower
+def _media(settings: Settings | None, surveyed: Survey) -> dict[str, Any] | None:
+    tower = surveyed.dims.tower
     if settings is None or tower is None:
         return None
     program, native = surveyed.programs["vision"], surveyed.target.engine == "native"
