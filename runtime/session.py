@@ -71,7 +71,7 @@ class Model:
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
         tower = self.programs.get(STAGE)
-        self.vision = tower and Vision(artifact, tower, self.weights, self.kept, self.device, self.threads)
+        self.vision = Vision(artifact, tower, self.weights, self.kept, self.device, self.threads) if tower else None
         self._holder = 0
         self.text = Text.open(self._file)
         self.media = Settings.open(self._file) if self.vision else None
