@@ -97,7 +97,7 @@ def paired(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], exact: 
     """Ours beside the published and the exact ones, by kind and size, equals in order; None where that is not clear.
 
     What only the published module has (an output that nobody reads) is left out. A choice (indices beside weights of the
-    same shape) is compared in the order of its indices; a published table whose second half repeats the first, by that.
+    same shape) is compared in the order of its indices; a published table that has every lane twice, by half of them.
     """
     mine = _sorted_choices(ours)
     kinds = {_kind(t) for t in mine}
@@ -116,11 +116,13 @@ def _kind(tensor: torch.Tensor) -> tuple[bool, int, int]:
 
 
 def _fitting(tensor: torch.Tensor, kinds: set[tuple[bool, int, int]]) -> torch.Tensor:
-    """The first half of the lanes where the second repeats it and ours has only as many."""
+    """Half of the lanes where the others repeat them, in halves or in pairs, and ours has only as many."""
     if _kind(tensor) in kinds or tensor.dim() == 0 or tensor.shape[-1] % 2:
         return tensor
-    first, second = tensor.chunk(2, -1)
-    return first if _kind(first) in kinds and torch.equal(first, second) else tensor
+    for first, second in (tensor.chunk(2, -1), (tensor[..., ::2], tensor[..., 1::2])):
+        if _kind(first) in kinds and torch.equal(first, second):
+            return first
+    return tensor
 
 
 def _is_choice(tensor: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:

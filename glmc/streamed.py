@@ -1,4 +1,4 @@
-"""The published transformers model of a checkpoint, on the CPU: a decoder layer holds weights only while it runs.
+"""The published transformers model of a checkpoint, on the CPU: a layer of it holds weights only while it runs.
 
 transformers names and merges the tensors by its own rules (not by our recipes, so that a wrong recipe is seen); only the
 bytes come through our reader, which decodes quantised ones. Held at once: what lies outside the layers, one layer, and the
@@ -22,8 +22,8 @@ from glmc.checkpoint.folder import Checkpoint, listing
 from glmc.checkpoint.scheme import scheme_of
 from glmc.errors import ConfigError, WeightMismatch, WeightMissing
 
-LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)(?=\.|$)")
-"""The decoder layer that a module or a tensor is or lies in; its first group is the layer's number."""
+LAYER = re.compile(r"^(?:.*\.)?((?:layers|blocks)\.(\d+))(?=\.|$)")
+"""The layer of the text model, or block of a vision tower, that a module or tensor is or lies in: its own name, its number."""
 
 
 CACHES = {"keys": "keys", "values": "values", "latent": "keys", "turned": "values", "index": "indexer_keys"}
@@ -45,8 +45,17 @@ class Seen:
 
 
 @dataclass
+class Again:
+    """One more run of a layer: its output, what its submodules saw, and its cache afterwards, None where it has none."""
+
+    output: torch.Tensor
+    seen: dict[str, Seen]
+    cache: Any
+
+
+@dataclass
 class Call:
-    """A decoder layer at work, its weights in place: what it was called with. `before`: its cache before the call."""
+    """A layer at work, its weights in place: what it was called with. `before`: its cache before the call, if it has one."""
 
     path: str
     number: int
@@ -57,23 +66,28 @@ class Call:
 
     @property
     def hidden(self) -> torch.Tensor:
-        """The layer's input [B, S, H]."""
+        """The layer's input: [B, S, H], of a tower's block [P, H]."""
         return self.args[0] if self.args else self.kwargs["hidden_states"]
 
-    def again(self, wide: bool, swapped: dict[str, torch.Tensor] | None = None,
-              ) -> tuple[torch.Tensor, dict[str, Seen], Any]:
-        """Run the layer on a copy of its cache: output, what its submodules saw, and the layer's cache afterwards.
+    def both(self, exact: bool, swapped: dict[str, torch.Tensor] | None = None) -> tuple[Again, Again]:
+        """Run the layer twice: as published, and in float32 where that is the `exact` one, else the same again."""
+        plain = self.again(wide=False, swapped=swapped)
+        return plain, self.again(wide=True, swapped=swapped) if exact else plain
+
+    def again(self, wide: bool, swapped: dict[str, torch.Tensor] | None = None) -> Again:
+        """Run the layer on a copy of its cache.
 
         wide: in float32. swapped: path of a submodule -> what it is given as its input instead.
         """
         module = wide_copy(self.layer) if wide else self.layer
         fit: Callable[[Any], Any] = widened if wide else lambda tree: tree
-        kwargs = fit(dict(self.kwargs))
-        cache, own = copy.copy(self.kwargs["past_key_values"]), copy.deepcopy(self.before)
-        for name, value in vars(own).items():
-            setattr(own, name, fit(value))
-        cache.layers = [*cache.layers[:self.number], own, *cache.layers[self.number + 1:]]
-        kwargs["past_key_values"] = cache
+        kwargs, own = fit(dict(self.kwargs)), copy.deepcopy(self.before)
+        if own is not None:
+            cache = copy.copy(self.kwargs["past_key_values"])
+            for name, value in vars(own).items():
+                setattr(own, name, fit(value))
+            cache.layers = [*cache.layers[:self.number], own, *cache.layers[self.number + 1:]]
+            kwargs["past_key_values"] = cache
         seen: dict[str, Seen] = {}
         hooks = [watch(child, seen, path) for path, child in module.named_modules() if path]
         for path, tensor in (swapped or {}).items():
@@ -85,7 +99,7 @@ class Call:
         finally:
             for hook in hooks:
                 hook.remove()
-        return (output[0] if isinstance(output, tuple) else output), seen, own
+        return Again(output[0] if isinstance(output, tuple) else output, seen, own)
 
 
 def watch(module: nn.Module, seen: dict[str, Seen], path: str) -> Any:
@@ -126,15 +140,15 @@ def wide_copy(module: nn.Module) -> nn.Module:
 
 
 def build(config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The published text model for `config` on the meta device, nothing in it replaced. Raises ConfigError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """The published model for `config` on the meta device, nothing in it replaced. Raises ConfigError."""
+    from transformers import AutoConfig
 
     fields = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config", "torch_dtype", "dtype")}
-    experts = {"experts_implementation": "eager"} if "n_routed_experts" in config else {}
     try:
         parsed = AutoConfig.for_model(**fields)
+        experts = {"experts_implementation": "eager"} if hasattr(parsed.get_text_config(), "n_routed_experts") else {}
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(parsed, dtype=dtype, attn_implementation="eager", **experts)
+            model = published.class_of(parsed)(parsed, dtype=dtype, attn_implementation="eager", **experts)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError("transformers refuses this configuration", field="config.json", found=str(error)) from error
     return model.eval()
@@ -162,7 +176,7 @@ class Streamed:
         for path, layer in self.model.named_modules():
             found = LAYER.match(path)
             if found and found[0] == path:
-                layer.forward = self._streaming(path, int(found[1]), layer)
+                layer.forward = self._streaming(path, int(found[2]), layer)
 
     def cache(self) -> Any:
         """An empty cache of the published kind."""
@@ -170,14 +184,16 @@ class Streamed:
 
         return DynamicCache(config=self.model.config.get_text_config())
 
-    def run(self, ids: torch.Tensor, cache: Any, on_layer: Callable[[Call], Any] | None = None) -> torch.Tensor:
+    def run(self, ids: torch.Tensor, cache: Any, media: dict[str, torch.Tensor] | None = None,
+            on_layer: Callable[[Call], Any] | None = None) -> torch.Tensor:
         """Logits [1, S, vocabulary] of ids int64 [1, S], which follow what the cache holds.
 
-        on_layer: called after each layer ran, with its weights still there.
+        media: the images among them, as the published model takes them. on_layer: called after each layer or block ran, with
+        its weights still there.
         """
         self.on_layer = on_layer
         with torch.no_grad():
-            return self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            return self.model(input_ids=ids, past_key_values=cache, use_cache=True, **(media or {})).logits
 
     def close(self) -> None:
         """Let go of the weights outside the layers."""
@@ -189,7 +205,8 @@ class Streamed:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._load(path)
             try:
-                before = copy.deepcopy(kwargs["past_key_values"].layers[number]) if self.on_layer else None
+                cache = kwargs.get("past_key_values") if self.on_layer else None
+                before = copy.deepcopy(cache.layers[number]) if cache is not None else None
                 output = plain(*args, **kwargs)
                 if self.on_layer:
                     self.on_layer(Call(path, number, layer, args, kwargs, before))
@@ -203,16 +220,16 @@ class Streamed:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
-        number = LAYER.match(path)[1] if path else None  # type: ignore[index]
-        names = [n for n in self.expanded.names() if (m[1] if (m := LAYER.match(n)) else None) == number]
+        own = LAYER.match(path)[1] if path else None  # type: ignore[index]
+        names = [n for n in self.expanded.names() if (m[1] if (m := LAYER.match(n)) else None) == own]
         setup = LoadStateDictConfig(weight_mapping=self.conversions, dtype=self.dtype,
                                     device_map={"": "cpu"})
         info, _ = convert_and_load_state_dict_in_model(
             model=self.model, state_dict={n: self.expanded.read(n) for n in names}, load_config=setup)
         for name, tensor in self.computed.items():
             if name.startswith(f"{path}.") if path else not LAYER.match(name):
-                owner, _, own = name.rpartition(".")
-                self.model.get_submodule(owner)._buffers[own] = tensor
+                owner, _, buffer = name.rpartition(".")
+                self.model.get_submodule(owner)._buffers[buffer] = tensor
         if path is None:
             self.model.tie_weights()
         if info.mismatched_keys:

@@ -7,7 +7,6 @@ an artefact with the published model goes by these.
 
 from __future__ import annotations
 
-import operator
 import re
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from glmc.graph import published_name
 from glmc.passes.emit import Names
 from glmc.program import Place
 
-_LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?:\.|$)")
+_LAYER = re.compile(r"^(?:.*\.)?(?:layers|blocks)\.\d+(?:\.|$)")
 
 
 class Finder:
@@ -35,7 +34,7 @@ class Finder:
     def places(self, nodes: list[fx.Node], leaving: set[fx.Node], weights: set[fx.Node], names: Names) -> dict[str, Place]:
         """Module -> its place among `nodes`, a region's steps. leaving: steps whose value leaves the region.
 
-        Paths are relative to the layer where there is one. Modules that reach beyond the region are left out.
+        Paths are relative to the layer or tower's block where there is one. Modules that reach beyond the region are left out.
         """
         members: dict[str, dict[fx.Node, None]] = {}
         pieces: dict[str, Place] = {}
@@ -50,18 +49,15 @@ class Finder:
             inputs = dict.fromkeys(i for n in inside for i in n.all_input_nodes
                                    if i not in inside and i not in weights and i in names and _is_tensor(i))
             outputs = [n for n in inside if _is_tensor(n) and (n in leaving or any(u not in inside for u in n.users))]
-            order = {n: number for number, n in enumerate(inside)}
-            outputs.sort(key=partial(_turn, order=order))
+            outputs.sort(key=partial(_turn, inside=inside))
             found[path] = Place(tuple(names[i] for i in inputs), tuple(names[o] for o in outputs))
         return {_LAYER.sub("", path): place for path, place in {**found, **pieces}.items() if _LAYER.sub("", path)}
 
 
-def _turn(node: fx.Node, order: dict[fx.Node, int]) -> tuple[int, int]:
-    """Outputs come as they are made, those of one step in the order that the step gives them."""
-    source = node.args[0] if node.target is operator.getitem else None
-    if isinstance(source, fx.Node) and source in order:
-        return order[source], int(node.args[1])  # type: ignore[arg-type]
-    return order[node], 0
+def _turn(node: fx.Node, inside: dict[fx.Node, None]) -> tuple[fx.Node, int]:
+    """Outputs come as others read them first: a module may make the sine before the cosine that it gives first."""
+    reader = min(user for user in node.users if user not in inside)
+    return reader, reader.all_input_nodes.index(node)
 
 
 def _pieces(node: fx.Node, names: Names) -> dict[str, Place]:

@@ -14,13 +14,14 @@ from glmc.native.keep import Keep
 from glmc.native.tower import Tower
 from glmc.program import Program
 from glmc.runtime.device import Device
-from glmc.runtime.engines import fx
+from glmc.runtime.engines import fx, native
 from glmc.runtime.media.order import ends, order
 from glmc.runtime.steps import Steps, check_weights
 from glmc.runtime.transfer import to_device
 
 STAGE = "vision"
-_FORM = "any"
+FORM = "any"
+"""The one form of a tower's code: it takes any number of patches."""
 
 
 class Vision:
@@ -30,14 +31,20 @@ class Vision:
                  device: Device, threads: int) -> None:
         sizes = artifact.manifest["dims"]["tower"]
         self.merge, self.width = sizes["merge"], sizes["channels"] * sizes["frames"] * sizes["patch"] ** 2
+        self.artifact, self.program, self.weights, self.kept = artifact, program, weights, kept
         self.device, self.dtype = device, getattr(torch, artifact.manifest["dtype"])
         self.tower: Tower | None = None
         if artifact.manifest["engine"] == "native":
             check_weights(program, weights, kept)
             self.tower = Tower(program, weights, kept, threads)
             return
-        calls = {name: fx.open(artifact, region, _FORM, device) for name, region in program.regions.items()}
-        self.steps = Steps(program, weights, {_FORM: calls}, kept)
+        self.steps = self.by_region()
+
+    def by_region(self) -> Steps:
+        """The tower as regions that run one by one, in the form `FORM`."""
+        engine = fx if self.tower is None else native
+        calls = {name: engine.open(self.artifact, region, FORM, self.device) for name, region in self.program.regions.items()}
+        return Steps(self.program, self.weights, {FORM: calls}, self.kept)
 
     def __call__(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """pixels float32 [P, values of a patch], grid int64 [F, 3], one row an image or frame -> [M, hidden of the text model]
@@ -46,10 +53,13 @@ class Vision:
         check(pixels, grid, self.merge, self.width)
         if self.tower is not None:
             return self.tower.run(pixels.float().contiguous(), order(grid, self.merge), ends(grid), grid)
-        given = {"pixels": pixels.to(self.dtype), "positions": order(grid, self.merge), "ends": ends(grid), "grid": grid}
         with torch.no_grad():
-            return self.steps.run(_FORM, {f"input:{name}": to_device(tensor.contiguous(), self.device.torch)
-                                          for name, tensor in given.items()}, True)
+            return self.steps.run(FORM, self.named(pixels, grid), True)
+
+    def named(self, pixels: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the tower's program reads, by name."""
+        given = {"pixels": pixels.to(self.dtype), "positions": order(grid, self.merge), "ends": ends(grid), "grid": grid}
+        return {f"input:{name}": to_device(tensor.contiguous(), self.device.torch) for name, tensor in given.items()}
 
 
 def check(pixels: torch.Tensor, grid: torch.Tensor, merge: int, width: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import seeing
 
 import glmc
+from glmc.against import against
 
 
 def compiled(family, target, device):
@@ -33,3 +34,4 @@ def test_images_and_videos(family, target, device):
         found = made.session.prefill(0, one.prompt, every_row=True)[0]
         assert (found.cpu() - seeing.logits(made, one)).abs().max() < 1e-4
         assert made.session.generate(one.prompt, max_new_tokens=3).token_ids == seeing.greedy(made, one, 3)
+    assert against(made.session.artifact, made.checkpoint, device=device).first is None

@@ -6,66 +6,26 @@ import dataclasses
 import functools
 import json
 import re
-import shutil
 
 import models
+import planting
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from planting import call, scaled, swapped, told, verdicts
 
 import glmc
-from glmc import build, survey
 from glmc.artifact_write import ArtifactWriter
-from glmc.cli.main import app
 from glmc.families import glm4_moe
 from glmc.runtime.engines import fx
-from glmc.target import named
 
 ROUTED = "glm4_moe"
 LAYER = "model.layers."
 
 
-def call(*words: object):
-    return CliRunner().invoke(app, ["verify", *map(str, words)])
-
-
-def told(out, checkpoint, code):
-    """The comparison as JSON; the exit code is `code`."""
-    done = call(out, "--against", checkpoint, "--json")
-    assert done.exit_code == code, done.stdout + done.stderr
-    return json.loads(done.stdout)["against"]
-
-
-def verdicts(answer):
-    return {row["module"]: row["verdict"] for row in answer["rows"]}
-
-
-@functools.cache
-def surveyed(checkpoint, dtype):
-    return survey.survey(checkpoint, named("fx"), dtype)
-
-
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """Compile an edited copy of the routed model's checkpoint; edit(tensors) changes tensors, `config` fields."""
-    def make(edit=lambda tensors: None, dtype="float32", program=lambda p: p, **config):
-        original = models.published(ROUTED, dtype)[2]
-        copied = shutil.copytree(original, tmp_path / "edited")
-        tensors = load_file(copied / "model.safetensors")
-        edit(tensors)
-        save_file(tensors, copied / "model.safetensors", {"format": "pt"})
-        if config:
-            fields = json.loads((copied / "config.json").read_text())
-            (copied / "config.json").write_text(json.dumps({**fields, **config}))
-        else:
-            known = surveyed(original, dtype)
-            programs = {**known.programs, "text": program(known.program)}
-            monkeypatch.setattr(build, "survey", lambda *_: dataclasses.replace(known, programs=programs))
-        glmc.compile(copied, tmp_path / "x.glmc", target="fx", max_len=32)
-        monkeypatch.undo()
-        return tmp_path / "x.glmc", original
-    return make
+    """Compile the routed model with a fault in it; see `planting.compiled`."""
+    return functools.partial(planting.compiled, tmp_path, monkeypatch, ROUTED)
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("glm", "float32"), ("glm4", "float32"), ("glm4_moe", "float32"),
@@ -125,18 +85,6 @@ def test_nearly_equal_experts_are_no_divergence():
     assert sum(row.ties for row in answer.rows) == 1, "this seed was chosen for its tie; find another that has one"
 
 
-def scaled(name, by=1.01):
-    def edit(tensors):
-        tensors[name] = tensors[name] * by
-    return edit
-
-
-def swapped(first, second):
-    def edit(tensors):
-        tensors[first], tensors[second] = tensors[second], tensors[first]
-    return edit
-
-
 @pytest.mark.parametrize(("edit", "module"), [
     (scaled("model.layers.2.self_attn.o_proj.weight"), "model.layers.2.self_attn.o_proj"),
     (scaled("model.layers.1.self_attn.q_proj.bias", 0.0), "model.layers.1.self_attn.q_proj"),
@@ -172,12 +120,8 @@ def test_a_wrong_scalar_is_named(compiled, config, module):
 
 
 def test_a_wrong_line_between_modules_is_laid_to_what_is_around_it(compiled):
-    def wrong(program):
-        texts = {n: r.text().replace("x_3, scale=0.25)", "x_3, scale=0.2)") for n, r in program.regions.items()}
-        assert any(texts[n] != r.text() for n, r in program.regions.items())
-        parsed = {n: type(r).parse(texts[n]) for n, r in program.regions.items()}
-        return dataclasses.replace(program, regions=parsed)
-    assert told(*compiled(program=wrong), 7)["first"] == "model.layers.0.self_attn"
+    made = compiled(line=("text", "x_3, scale=0.25)", "x_3, scale=0.2)"))
+    assert told(*made, 7)["first"] == "model.layers.0.self_attn"
 
 
 def test_a_wrong_recipe_is_seen(compiled, monkeypatch):
