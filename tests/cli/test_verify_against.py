@@ -9,6 +9,7 @@ import re
 import shutil
 
 import models
+import once
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -62,6 +63,7 @@ def compiled(tmp_path, monkeypatch):
             known = surveyed(original, dtype)
             programs = {**known.programs, "text": program(known.program)}
             monkeypatch.setattr(build, "survey", lambda *_: dataclasses.replace(known, programs=programs))
+        monkeypatch.setattr(build, "prove", once.proofs)
         glmc.compile(copied, tmp_path / "x.glmc", target="fx", max_len=32)
         monkeypatch.undo()
         return tmp_path / "x.glmc", original
