@@ -265,6 +265,6 @@ def test_a_broken_promise_is_told_beside_a_whole_artefact(source, out, monkeypat
     assert "nearest:" in broken
 
 
-def test_the_default_length_is_what_the_model_has(tmp_path):
-    source = models.published("glm4")[2]
-    assert glmc.compile(source, tmp_path / "default.glmc", target="fx").manifest["bounds"]["max_len"] == 512
+@pytest.mark.usefixtures("made_once")
+def test_the_default_length_is_what_the_model_has(source, out):
+    assert glmc.compile(source, out, target="fx").manifest["bounds"]["max_len"] == 512
