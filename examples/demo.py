@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = options.keep or Path(scratch) / "tiny.glmc"
         began = time.perf_counter()
-        artifact = glmc.compile(HERE / "tiny-glm4-moe", out, target=options.target, max_len=512, progress=progress)
+        artifact = glmc.compile(HERE / "tiny-glm4-moe", out, target=options.target, max_len=512, max_batch=2,
+                                progress=progress)
         print(f"compiled in {time.perf_counter() - began:.0f} s; the ledger:\n")
         print(f"  {'fusion':20} {'expected':>8} {'proved':>7} {'taken':>6} {'refused':>8}")
         for row in artifact.json("ledger.json")["ledger"]:

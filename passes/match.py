@@ -16,7 +16,8 @@ from torch import fx
 
 from glmc.errors import InternalError
 from glmc.passes.declare import Fusion, Maths
-from glmc.passes.pattern import Pattern, Retracer, patterns
+from glmc.passes.pattern import Pattern, patterns
+from glmc.passes.retrace import Retracer
 from glmc.passes.unify import Unifier, outputs_of
 
 
@@ -153,7 +154,7 @@ class Matcher:
         sizes = {k: tuple(n.meta["val"].shape) for k, n in zip(pattern.present, unifier.bound_tensors(), strict=True)}
         if isinstance(misfit := pattern.maths.dims(sizes), str):
             return unifier, misfit
-        again = Unifier(self.retracer.trace(
+        again = Unifier(self.retracer.compared(
             pattern.maths.function, pattern.present, pattern.maths.bound(pattern.present),
             [n.meta["val"] for n in unifier.bound_tensors()], scalars))
         if not again.match_all(node):

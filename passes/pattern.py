@@ -1,4 +1,4 @@
-"""Patterns and proofs: maths traced at its samples, literals that differ turned into holes; and traced again at a site."""
+"""Patterns and proofs: maths traced at its samples, literals that differ turned into holes."""
 
 from __future__ import annotations
 
@@ -145,19 +145,3 @@ def tidied(traced: Trace) -> Trace:
     """The trace, tidied in place: patterns and models speak one dialect."""
     tidy(traced.graph)
     return traced
-
-
-class Retracer:
-    """Functions traced at the real shapes, dtypes and scalars of sites; the values keep the graph's own symbols."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple, fx.Graph] = {}
-
-    def trace(self, function: Any, present: tuple[str, ...], call: Any, values: list[torch.Tensor],
-              scalars: dict[str, Any]) -> fx.Graph:
-        """The graph of `call(*values, **scalars)`, traced once; `function` and `present` say what `call` is."""
-        key = (function, present, tuple(scalars.items()),
-               tuple((v.dtype, tuple(str(s) for s in v.shape)) for v in values))
-        if key not in self._known:
-            self._known[key] = tidied(trace_function(call, values, scalars)).graph
-        return self._known[key]

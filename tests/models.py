@@ -7,7 +7,6 @@ biases and the router's correction bias are not zero.
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -22,14 +21,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import once
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 import glmc
-from glmc import families, survey
+from glmc import families
 from glmc.runtime.session import Model
-from glmc.target import Target
 
 MAX_LEN = 80
 MAX_BATCH = 3
@@ -181,22 +180,9 @@ def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *als
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
-            with two_threads() if target == "cpu:aoti" else nullcontext():
+            with two_threads() if target == "cpu:aoti" else nullcontext(), once.alike((checkpoint / "config.json").read_text()):
                 glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
     return out
-
-
-_SURVEYS: dict[tuple, survey.Survey] = {}
-
-
-def survey_once(source: Path, target: Target, dtype: str = "auto", progress: survey.Progress = lambda *_: None,
-                judge: None = None) -> survey.Survey:
-    """Stands in for `glmc.build.survey` where surveying is not the matter: once for each configuration, target and dtype."""
-    progress("trace", 0, 1)
-    key = ((Path(source) / "config.json").read_text(), target, dtype)
-    if key not in _SURVEYS:
-        _SURVEYS[key] = survey.survey(source, target, dtype)
-    return dataclasses.replace(_SURVEYS[key], notes=[*_SURVEYS[key].notes])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import models
+import once
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,9 +44,10 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def once(monkeypatch):
-    """The model is surveyed once for all tests whose fault is elsewhere."""
-    monkeypatch.setattr(build, "survey", models.survey_once)
+def made_once(monkeypatch):
+    """The model is surveyed and proved once for all tests whose fault is elsewhere."""
+    monkeypatch.setattr(build, "survey", once.survey)
+    monkeypatch.setattr(build, "prove", once.proofs)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def configure(source, **fields):
     (source / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
 
 
-@pytest.mark.usefixtures("once")
+@pytest.mark.usefixtures("made_once")
 @pytest.mark.parametrize(("change", "error", "word"), [
     (lambda w: w.pop(GATE), WeightMissing, GATE),
     (lambda w: w.update(extra=torch.zeros(2)), WeightUnused, "extra"),
@@ -89,7 +91,7 @@ def test_weights_that_do_not_fit(source, out, change, error, word):
     assert left(out) == []
 
 
-@pytest.mark.usefixtures("once")
+@pytest.mark.usefixtures("made_once")
 @pytest.mark.parametrize("kept", [0.99, 0.5, 0.001, 0])
 def test_a_truncated_shard(source, out, kept):
     shard = source / "model.safetensors"
@@ -145,7 +147,7 @@ def test_an_absurd_field(tmp_path, family, field, value):
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", None])
-def test_a_quantisation_that_is_not_read_is_planned_and_not_compiled(source, out, method):
+def test_a_quantisation_that_is_not_read_is_planned_and_not_compiled(source, out, method, monkeypatch):
     configure(source, quantization_config={"bits": 4, "quant_method": method})
     with pytest.raises(ConfigError, match="quantisation") as fault:
         compiled(source, out)
@@ -153,6 +155,7 @@ def test_a_quantisation_that_is_not_read_is_planned_and_not_compiled(source, out
     assert fault.value.found == method
     assert fault.value.exit == 3
     assert left(out) == []
+    monkeypatch.setattr("glmc.planner.survey", once.survey)
     assert any("not compiled" in note for note in glmc.plan(source).notes)
 
 
@@ -182,7 +185,7 @@ def test_an_output_that_exists_is_left_alone(source, out, make):
     assert left(out) == [out.name]
 
 
-@pytest.mark.usefixtures("once")
+@pytest.mark.usefixtures("made_once")
 @pytest.mark.parametrize("stage", ["trace", "pack weights", "seal"])
 def test_an_interrupted_compilation_leaves_nothing_and_can_be_repeated(source, out, stage):
     def progress(name, *_):
@@ -212,7 +215,7 @@ def reconfigured(source):
     configure(source, rms_norm_eps=1e-3)
 
 
-@pytest.mark.usefixtures("once")
+@pytest.mark.usefixtures("made_once")
 @pytest.mark.parametrize(("change", "stage"), [(rewritten, "trace"), (swapped, "pack weights"), (reconfigured, "seal"),
                                                (rewritten, "seal")])
 def test_a_checkpoint_edited_meanwhile(source, out, change, stage):
@@ -227,7 +230,7 @@ def test_a_checkpoint_edited_meanwhile(source, out, change, stage):
     assert left(out) == []
 
 
-@pytest.mark.usefixtures("once")
+@pytest.mark.usefixtures("made_once")
 def test_a_full_disk(source, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
@@ -262,6 +265,6 @@ def test_a_broken_promise_is_told_beside_a_whole_artefact(source, out, monkeypat
     assert "nearest:" in broken
 
 
-def test_the_default_length_is_what_the_model_has(tmp_path):
-    source = models.published("glm4")[2]
-    assert glmc.compile(source, tmp_path / "default.glmc", target="fx").manifest["bounds"]["max_len"] == 512
+@pytest.mark.usefixtures("made_once")
+def test_the_default_length_is_what_the_model_has(source, out):
+    assert glmc.compile(source, out, target="fx").manifest["bounds"]["max_len"] == 512

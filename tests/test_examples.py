@@ -54,11 +54,7 @@ def test_the_little_model_knows_its_text(artifact: tuple[Path, str]) -> None:
 
 
 def test_transformers_generate(artifact: tuple[Path, str], tmp_path: Path) -> None:
-    import glmc
-
-    out = tmp_path / "two.glmc"
-    glmc.compile(EXAMPLES / "tiny-glm4-moe", out, target="fx", max_len=64, max_batch=2)
-    lines = run(EXAMPLES / "transformers_generate.py", out, cwd=tmp_path).splitlines()
+    lines = run(EXAMPLES / "transformers_generate.py", artifact[0], cwd=tmp_path).splitlines()
     assert any(line.startswith("And God said,") for line in lines)
     assert any(line.startswith("Blessed is the man") for line in lines)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import models
+import once
 import pytest
 import torch
 from fresh import without_a_compiler
@@ -44,7 +45,8 @@ ON_NPU = ("glm", "glm4", "glm4_moe", "glm4_moe-no-qk-norm")
 def made(variant, target, **changes):
     config, model, checkpoint = models.published(variant, **changes)
     out = Path(tempfile.mkdtemp(dir=models.scratch())) / f"{variant}.glmc"
-    return config, model, glmc.compile(checkpoint, out, target=target, max_len=models.MAX_LEN, max_batch=2)
+    with once.alike((checkpoint / "config.json").read_text()):
+        return config, model, glmc.compile(checkpoint, out, target=target, max_len=models.MAX_LEN, max_batch=2)
 
 
 @pytest.fixture(scope="module")

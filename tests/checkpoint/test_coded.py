@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 import models
+import once
 import pytest
 import quantised
 import torch
@@ -25,6 +26,13 @@ FORMS = {"quark": "MX4", "fp8": "F8", "channel": "F8", "tensor": "F8", "modelopt
 # Every kind on one family, and the first on the others: what differs between families are the names alone.
 PAIRS = [*((kind, "glm4_moe") for kind in ("quark", "channel", "modelopt")), ("quark", "glm4_moe_lite"),
          ("quark", "glm_moe_dsa"), ("fp8", "glm_moe_dsa")]
+
+
+@pytest.fixture(autouse=True)
+def alike(monkeypatch):
+    """Checkpoints that differ in how they are quantised have one survey."""
+    monkeypatch.setattr("glmc.build.survey", once.survey)
+    monkeypatch.setattr("glmc.build.prove", once.proofs)
 
 
 def compiled(made, tmp_path, **options):
