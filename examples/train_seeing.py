@@ -184,7 +184,7 @@ A small `GlmOcrForConditionalGeneration` ({parameters:,} parameters, bfloat16), 
 `examples/train_seeing.py` on shapes that `examples/shapes.py` draws:
 
 ```
-python examples/train_seeing.py --out {options.out.name} --steps {options.steps} --batch {options.batch} \
+python examples/train_seeing.py --out {options.out.name} --steps {options.steps} --batch {options.batch} \\
     --learning-rate {options.learning_rate} --seed {options.seed}
 ```
 
