@@ -84,8 +84,9 @@ class Made:
 
 
 def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
-    """The family's tiny configuration with `changes`; the keys of config.json."""
-    return {**families.load({"model_type": family}).TINY, **changes}
+    """The family's tiny configuration with `changes`, where a tuple stands for a list; the keys of config.json."""
+    listed = {name: [*value] if isinstance(value, tuple) else value for name, value in changes.items()}
+    return {**families.load({"model_type": family}).TINY, **listed}
 
 
 def randomised(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.nn.Module:

@@ -36,8 +36,9 @@ from glmc.trace import trace
 from glmc.trail import Trail
 
 CHECKED = {"cuda:sm_90": "triton-interpreted", "npu:ascend910b": "npu-emulated"}
-LATENT = {"glm4_moe_lite": {"num_hidden_layers": 1}, "glm_moe_dsa": {"first_k_dense_replace": 3}}
-"""Variant -> what is changed: no layer has experts; one without an indexer; two with their own and one that shares."""
+LATENT = {"glm4_moe_lite": {"num_hidden_layers": 1},
+          "glm_moe_dsa": {"num_hidden_layers": 2, "first_k_dense_replace": 2, "indexer_types": ("full", "shared")}}
+"""Variant -> what is changed: no layer has experts; one without an indexer; one with its own and one that shares it."""
 ON_NPU = ("glm", "glm4", "glm4_moe", "glm4_moe-no-qk-norm")
 
 
