@@ -126,7 +126,8 @@ def test_rows_of_a_batch_in_the_interpreter(gpu):
     assert [a.token_ids for a in answers] == [models.greedy(model, ids, 2) for ids in prompts]
 
 
-@pytest.mark.parametrize("variant", [pytest.param("glm4_moe_lite", marks=pytest.mark.slow), "glm_moe_dsa"])
+@pytest.mark.slow  # a minute; the kernels by themselves are examined in tests/kernels
+@pytest.mark.parametrize("variant", ["glm4_moe_lite", "glm_moe_dsa"])
 def test_latent_attention_and_its_indexer_in_the_interpreter(variant):
     """Beyond the slots that an indexer chooses, many new tokens and one, one row and several."""
     config, model, artifact = made(variant, "cuda:sm_90", **LATENT[variant])
