@@ -29,6 +29,7 @@ ROWS: dict[str, list[str]] = {
     "images and videos: recorded sizes, frames, texts, positions, patches and bounds, equal": ["runtime/media"],
     "images and videos: prompts are the published processors' ids and pixels": ["runtime/test_asked.py"],
     "images and videos: five families, logits within 1e-4, 32 greedy tokens, batches": ["runtime/test_seeing.py"],
+    "images and videos: a tower's regions at any depth, expected = proved": ["passes/test_outline.py", "-k", "towers"],
     "images and videos: quantised checkpoints, lists in every spelling": ["checkpoint/test_quantised_seeing.py"],
     "images and videos: native towers against their text and float64": ["native/test_tower.py"],
     "Triton kernels: exam and bounds of every access, interpreted": ["kernels/test_triton_exam.py"],

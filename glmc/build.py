@@ -31,8 +31,7 @@ from glmc.errors import NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.largest_media import settings_of
 from glmc.machine import cpu_flags
-from glmc.native.keep import QUANTS, Keep, forms, forms_for_gpu
-from glmc.native.keep import written as kept_json
+from glmc.native.keep import QUANTS, Keep, forms, forms_for_gpu, kept_json
 from glmc.passes.contenders import judge_for
 from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds

@@ -107,9 +107,8 @@ def prompt(settings: Settings, asked: Asked, spelled: str, text: Text, raw: bool
                             [(v.metadata, v.height, v.width) for v in opened], fps=wishes.fps, like=wishes.stamps,
                             video_max_tokens=wishes.video_max_tokens, count=lambda part: len(text.ids(part)))
     encode = text.encode if raw else text.ids
-    expanded = media.expand(spelled)
-    media.check_room(len(encode(spelled)) - len(headers) - len(opened), room)
-    tokens = encode(expanded)
+    tokens = encode(media.expand(spelled))
+    media.check_room(len(tokens) - media.tokens, room)
     types = token_types(tokens, settings.tokens)
     places, _ = positions(types, media.images, [video.grid for video in media.videos], settings.image.merge)
     rows = torch.full((len(tokens),), -1)

@@ -33,7 +33,8 @@ def prompt_of(asked: Asked, text: Text, settings: Settings | None, room: int, ra
                              expected="text or messages", found=type(asked).__name__)
         ids: Any = asked
         return asked if isinstance(asked, Prompt) else Prompt([int(i) if isinstance(i, torch.Tensor) else i for i in ids])
-    if raw and isinstance(asked, str):
+    as_it_is = asked if raw and isinstance(asked, str) else None
+    if as_it_is is not None:
         wished = ask_media.Asked([], list(images), ask_media.pairs(videos))
     else:
         messages: Any = ask_media.spoken(asked, images, videos) if isinstance(asked, str) else list(asked)
@@ -42,12 +43,12 @@ def prompt_of(asked: Asked, text: Text, settings: Settings | None, room: int, ra
     if settings is None and not none:
         raise UsageError("this model takes no images and no videos", field="images",
                          found=f"{len(wished.images)} images, {len(wished.videos)} videos")
-    whole = asked if raw and isinstance(asked, str) else text.rendered(wished.messages)
-    if settings is None or none:
-        if settings is not None:
-            expand(whole, (), ())  # refuses a placeholder that stands for nothing
-        return Prompt(text.encode(whole) if raw and isinstance(asked, str) else text.ids(whole))
-    return ask_media.prompt(settings, wished, whole, text, raw, room, wishes or Wishes())
+    whole = text.rendered(wished.messages) if as_it_is is None else as_it_is
+    if settings is not None and not none:
+        return ask_media.prompt(settings, wished, whole, text, as_it_is is not None, room, wishes or Wishes())
+    if settings is not None:
+        expand(whole, (), ())  # refuses a placeholder that stands for nothing
+    return Prompt(text.ids(whole) if as_it_is is None else text.encode(whole))
 
 
 def _messages(asked: Any) -> bool:

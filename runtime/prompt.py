@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from glmc.errors import RequestOutOfBounds
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -42,6 +44,18 @@ class Prompt:
     ids: Sequence[int]
     seen: Seen | None = None
     notes: tuple[str, ...] = ()
+
+    def check(self, row: int) -> None:
+        """Refuse positions and media that are not of its tokens: the library reads as many as there are tokens.
+
+        Raises RequestOutOfBounds.
+        """
+        count = len(self.ids)
+        for name, wanted in (("positions", [3, count]), ("media", [count])) if self.seen else ():
+            tensor = getattr(self.seen, name)
+            if list(tensor.shape) != wanted or tensor.dtype != torch.int64:
+                raise RequestOutOfBounds("the images of a prompt do not fit its tokens", field=f"prompt[{row}].{name}",
+                                         expected=f"int64 {wanted}", found=f"{tensor.dtype} {list(tensor.shape)}")
 
     @property
     def delta(self) -> int:

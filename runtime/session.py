@@ -138,6 +138,7 @@ class Model:
         if self.vision is None:
             raise RequestOutOfBounds("this model takes no images", field=f"prompt[{row}]",
                                      found=self.artifact.manifest["family"])
+        prompt.check(row)
         features = self.vision(prompt.seen.pixels, prompt.seen.grid)
         return self.extend(row, prompt.ids, 0, every_row, Placed(prompt.seen.positions, prompt.seen.media, features))
 

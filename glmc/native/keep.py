@@ -184,7 +184,7 @@ def kept_of(program: dict[str, Any], region: str | None = None) -> dict[str, Kee
     return {name: Keep.from_json(one) for name, one in data["regions"].get(region, {}).items()}
 
 
-def written(programs: Iterable[Program], found: dict[str, Keep]) -> dict[str, Any]:
+def kept_json(programs: Iterable[Program], found: dict[str, Keep]) -> dict[str, Any]:
     """What program.json says: `weights` by name, and for each region its own names."""
     regions: dict[str, Any] = {}
     for part, step in ((program, step) for program in programs for step in program.steps):

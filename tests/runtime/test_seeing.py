@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import models
 import pytest
 import seeing
@@ -74,3 +76,13 @@ def test_a_grid_that_is_none_is_refused(grid, rows):
     session = models.made("glm_ocr", target="fx").session
     with pytest.raises(RequestOutOfBounds):
         session.vision(torch.zeros(rows, 294), torch.tensor(grid, dtype=torch.int64).view(-1, 3))
+
+
+@pytest.mark.parametrize(("name", "changed"), [("media", lambda t: t[:-1]), ("positions", lambda t: t[:, :-1]),
+                                               ("media", lambda t: t.int()), ("media", lambda t: t + 99)])
+def test_a_prompt_whose_images_do_not_fit_its_tokens_is_refused(name, changed):
+    made = models.made("glm_ocr", target="cpu")
+    prompt = seeing.asked(made, *PROMPTS["an image"]).prompt
+    broken = dataclasses.replace(prompt.seen, **{name: changed(getattr(prompt.seen, name))})
+    with pytest.raises(RequestOutOfBounds):
+        made.session.prefill(0, Prompt(prompt.ids, broken))
