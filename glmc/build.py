@@ -31,7 +31,8 @@ from glmc.errors import NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.largest_media import settings_of
 from glmc.machine import cpu_flags
-from glmc.native.keep import QUANTS, Keep, forms, forms_for_gpu, kept_json
+from glmc.native.keep import QUANTS, Keep, kept_json
+from glmc.native.keeps import keeps_of
 from glmc.passes.contenders import judge_for
 from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
@@ -76,7 +77,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
         as_they_are = stays if dtype == "auto" and quant is None else {}
         native = machine.engine == "native"
-        keeps = _keeps(surveyed, quant, as_they_are)
+        keeps = keeps_of(surveyed.programs, native, quant, as_they_are) if native or machine.gpu else {}
         if machine.gpu:
             opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
         surveyed.notes += _kept(surveyed, stays, opened, keeps, quant)
@@ -165,18 +166,6 @@ def _recipes(surveyed: Survey, checkpoint: Checkpoint, scheme: Scheme | None) ->
     made |= {name: Concatenate(tuple(made[part] for part in parts), 0) for name, parts in surveyed.joined.items()}
     check_scheme(checkpoint, scheme, made, published.linear_weights(surveyed.module), dims.layers)
     return made if scheme is None else {name: dequantised(recipe, tensors, scheme.block) for name, recipe in made.items()}
-
-
-def _keeps(surveyed: Survey, quant: str | None, sources: dict[str, str]) -> dict[str, Keep]:
-    """Weight -> the form in which it is kept, where that is not as the regions' text has it. Only the text is quantised, and
-    only its matrices are kept in a checkpoint's codes."""
-    found: dict[str, Keep] = {}
-    for part, program in surveyed.programs.items():
-        if surveyed.target.engine == "native":
-            found |= forms(program, quant, sources) if part == MAIN else forms(program, None)
-        elif surveyed.target.gpu is not None and part == MAIN:
-            found |= forms_for_gpu(program, sources)
-    return found
 
 
 def _wanted(surveyed: Survey, buffers: dict[str, torch.Tensor], keeps: dict[str, Keep], recipes: dict[str, Recipe],

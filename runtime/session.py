@@ -14,7 +14,8 @@ import torch
 
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
-from glmc.native.keep import QUANTS, Keep, coded, forms, forms_for_gpu, kept_of
+from glmc.native.keep import QUANTS, Keep, coded, kept_of
+from glmc.native.keeps import keeps_of
 from glmc.program import MAIN, Program, read
 from glmc.runtime.ask_media import Wishes
 from glmc.runtime.asked import Asked, prompt_of
@@ -233,10 +234,7 @@ def _kept(artifact: Artifact, programs: dict[str, Program]) -> dict[str, Keep]:
     said, quant = kept_of(data) if native or "kept" in data else {}, artifact.manifest.get("quant")
     if quant not in (None, *QUANTS):
         raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)
-    wanted: dict[str, Keep] = {}
-    for part, program in programs.items():
-        wanted |= (forms(program, quant if part == MAIN else None, coded(said)) if native else
-                   forms_for_gpu(program, coded(said)))
+    wanted = keeps_of(programs, native, quant, coded(said))
     wrong = [name for name in said.keys() | wanted.keys() if said.get(name) != wanted.get(name)]
     if wrong:
         raise IncompatibleArtifact("a weight is not kept in the form in which this version of glmc reads it", field=min(wrong),
