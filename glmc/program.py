@@ -31,6 +31,15 @@ KERNELS = "kernels/index.json"
 MAIN = "text"
 """The part of a model that generates: what program.json describes, with the other parts as its `stages`."""
 ROLES = ("value", "weight", "cache")
+MODES = ("replicated", "main_rank_only", "main_rank_then_broadcast", "cfg_parallel", "sequence_parallel", "tensor_parallel")
+"""How a part of a program runs over ranks."""
+MOVES = {"all_reduce": (), "all_gather": ("dim", "after"), "past": ("layer",)}
+"""Steps between regions that are no region -> what `fixed` may hold.
+
+all_reduce: x -> the sum of all ranks' x. all_gather: x -> all ranks' x one after another along `dim`, but for the first entries,
+as many as the letter `after` counts, which all ranks hold alike. past: a layer's keys and values -> those of images before it
+and them, as the runtime's mode has it.
+"""
 # Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
 FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}
 _SPEC = re.compile(r"^(?:(value|weight|cache) )?(\w+) \[(.*)\]$")
@@ -129,15 +138,21 @@ def _text(annotation: ast.expr | None) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """One call. Names: input:NAME, cache:keys.N, cache:values.N, weight:NAME, value:N.
+    """One call of a region, or a move of MOVES. Names: input:NAME, cache:keys.N, cache:values.N, weight:NAME, value:N.
 
-    rows "last" means that only the last new token is needed unless all logits are asked for.
+    rows "last" means that only the last new token is needed unless all logits are asked for. fixed: what a move needs to know.
     """
 
     region: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     rows: str = "all"
+    fixed: Mapping[str, int | str] = field(default_factory=dict)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is a step between regions."""
+        return self.region in MOVES
 
 
 @dataclass(frozen=True)
@@ -157,21 +172,23 @@ Places = dict[str, dict[str, Place]]
 
 @dataclass(frozen=True)
 class Program:
-    """Regions by name, steps in order, the name of the logits (of another part than the text: of its result), and where the
-    published modules are in the regions."""
+    """Regions by name, steps in order, the name of the logits (of another part than the text: of its result), where the
+    published modules are in the regions, and how the part runs over ranks."""
 
     regions: dict[str, Region]
     steps: tuple[Step, ...]
     logits: str
     places: Places = field(default_factory=dict)
+    mode: str = MODES[0]
 
     def to_json(self) -> dict[str, Any]:
         places = {region: {module: [list(p.inputs), list(p.outputs)] for module, p in found.items()}
                   for region, found in self.places.items()}
         return {"regions": sorted(self.regions), "logits": self.logits,
+                **({"mode": self.mode} if self.mode != MODES[0] else {}),
                 **({"places": {"version": PLACES_VERSION, "regions": places}} if places else {}),
-                "steps": [{"region": s.region, "inputs": list(s.inputs), "outputs": list(s.outputs), "rows": s.rows}
-                          for s in self.steps]}
+                "steps": [{"region": s.region, "inputs": list(s.inputs), "outputs": list(s.outputs), "rows": s.rows,
+                           **({"fixed": dict(s.fixed)} if s.fixed else {})} for s in self.steps]}
 
     @staticmethod
     def from_json(data: dict[str, Any], regions: dict[str, Region]) -> Program:
@@ -180,8 +197,9 @@ class Program:
         Artefacts without places are read too, with none; IncompatibleArtifact for places of another version.
         """
         try:
-            steps = tuple(Step(s["region"], tuple(s["inputs"]), tuple(s["outputs"]), s["rows"]) for s in data["steps"])
-            program = Program(regions, steps, data["logits"], _places(data.get("places")))
+            steps = tuple(Step(s["region"], tuple(s["inputs"]), tuple(s["outputs"]), s["rows"], dict(s.get("fixed", {})))
+                          for s in data["steps"])
+            program = Program(regions, steps, data["logits"], _places(data.get("places")), data.get("mode", MODES[0]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedArtifact("program.json lacks a field", file="program.json", field=str(error)) from error
         program.check()
@@ -189,8 +207,18 @@ class Program:
 
     def check(self) -> None:
         """The laws of a program: known regions, right number of arguments, values made before they are used."""
+        if self.mode not in MODES:
+            raise DamagedArtifact("a part of the program runs over ranks in no known way", field="mode", found=self.mode,
+                                  expected=", ".join(MODES))
         made: set[str] = set()
         for number, step in enumerate(self.steps):
+            if step.moves:
+                wrong = step.fixed.keys() - MOVES[step.region]
+                if wrong or len(step.inputs) != len(step.outputs) or not set(step.inputs) <= made:
+                    raise DamagedArtifact("a step between regions has wrong arguments", field=f"steps[{number}]",
+                                          found=step.region)
+                made.update(step.outputs)
+                continue
             region = self.regions.get(step.region)
             if region is None:
                 raise DamagedArtifact("a step calls an unknown region", field=f"steps[{number}]", found=step.region)

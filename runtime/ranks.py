@@ -1,0 +1,48 @@
+"""The ranks that run a program together, as the loop over its steps sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+MAIN = 0
+"""The rank that owns every broadcast: the world's, whatever other groups there are."""
+
+
+class Ranks(Protocol):
+    """A group of processes. Every rank must call the same methods in the same order; each raises RankError."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' tensors, of one shape and dtype, with the same bits on each; may be `tensor` itself."""
+        ...
+
+    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """All ranks' tensors, of one shape and dtype, one after another along `dim`."""
+        ...
+
+    def main_then_broadcast(self, stage: str, run: Callable[[], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What `run` returns on rank MAIN, which alone calls it, on every rank; what it raises is raised on every rank."""
+        ...
+
+
+class Alone:
+    """One rank: nothing moves."""
+
+    rank, size = MAIN, 1
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`."""
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """`tensor`."""
+        return tensor
+
+    def main_then_broadcast(self, stage: str, run: Callable[[], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What `run` returns."""
+        return dict(run())
