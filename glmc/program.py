@@ -36,9 +36,9 @@ MODES = ("replicated", "main_rank_only", "main_rank_then_broadcast", "cfg_parall
 MOVES = {"all_reduce": (), "all_gather": ("dim", "after"), "past": ("layer",)}
 """Steps between regions that are no region -> what `fixed` may hold.
 
-all_reduce: x -> the sum of all ranks' x. all_gather: x -> all ranks' x one after another along `dim`, but for the first entries,
-as many as the letter `after` counts, which all ranks hold alike. past: a layer's keys and values -> those of images before it
-and them, as the runtime's mode has it.
+all_reduce: x -> the sum of all ranks' x. all_gather: x -> all ranks' x one after another along `dim`, but for the first
+entries, as many as the letter `after` counts, which all ranks hold alike. past: a layer's keys and values -> those of images
+before it and them, as the runtime's mode has it.
 """
 # Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
 FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}

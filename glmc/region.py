@@ -32,7 +32,8 @@ tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zer
 """.split())
 REPLACED = {"triton": {"aten.linear.default": "glmc.linear"}}
 """Machine -> ops of a region's text that a kernel of the machine's own runs, wherever the region is bound for it."""
-FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
+FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.zeros.default", "aten.full.default",
+             "aten.empty.memory_format"}
 
 
 class _Ref:

@@ -49,6 +49,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.dynamo": ("glmc.trace", "glmc.passes"),
     "glmc.backend": ("glmc.dynamo", "glmc.sites", "glmc.passes", "glmc.ledger", "glmc.target", "glmc.trail"),
     "glmc.region": ("glmc.program", "glmc.kernels"),
+    "glmc.topology": ("glmc.program", "glmc.region"),
     "glmc.machine": (),
     "glmc.gpu": ("glmc.target",),
     "glmc.sites": ("glmc.passes", "glmc.ledger", "glmc.trace", "glmc.trail"),
