@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import models
+import pytest
 import torch
 
 BENCH = Path(__file__).parent.parent / "bench"
 
 
+@pytest.mark.slow
 def test_the_contenders_decode_the_same_tokens(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     from decode_contenders import TransformersLoop, WholeAoti

@@ -30,11 +30,12 @@ def made(request, tmp_path_factory):
     return checkpoint, artifact, form, count
 
 
-def test_in_float32_they_are_those_of_the_decoded_weights(made):
+@pytest.mark.parametrize("lengths", [(3,), pytest.param((10, 3), marks=pytest.mark.slow)])  # few rows, and many
+def test_in_float32_they_are_those_of_the_decoded_weights(made, lengths):
     checkpoint, artifact, form, count = made
     session = glmc.load(artifact.folder, device="triton-interpreted")
     assert [keep.form for keep in session.kept.values()] == [form] * count
-    for ids in models.prompts(131, 10, 3):  # many rows, and few
+    for ids in models.prompts(131, *lengths):
         expected = models.logits(checkpoint.reference, ids)
         assert (session.logits(torch.tensor([ids]))[0] - expected).abs().max() <= 1e-4
     assert session.generate(ids, max_new_tokens=2).token_ids == models.greedy(checkpoint.reference, ids, 2)

@@ -254,7 +254,7 @@ def test_the_verdict_before_any_weight_is_read(gpu, h100, monkeypatch):
         assert Sealed(artifact).find("0" * 16, "split_qkv_norm_rope_kernel") is None, "it was told already"
 
 
-@pytest.mark.parametrize("target", CHECKED)
+@pytest.mark.parametrize("target", [pytest.param(t, marks=[pytest.mark.slow] * t.startswith("cuda")) for t in CHECKED])
 def test_it_is_verified_layer_by_layer_on_the_device_that_checks(target):
     changes = {"num_hidden_layers": 2} if target.startswith("cuda") else {}
     _, _, artifact = made("glm4_moe", target, **changes)
