@@ -27,9 +27,9 @@ from glmc.beside_text import BesideText
 from glmc.checkpoint.folder import Checkpoint
 from glmc.divergence import Row
 from glmc.errors import IncompatibleArtifact
+from glmc.runtime.by_region import ANY
 from glmc.runtime.prompt import Placed
 from glmc.runtime.session import Model
-from glmc.runtime.vision import FORM
 from glmc.streamed import Call, Seen, Streamed, watch
 from glmc.trial import trial
 
@@ -100,7 +100,7 @@ class _Comparison:
         exact, sure = self._exact() if findings.wide else (theirs, self.features)
         if vision and seen:
             found = vision(seen.pixels, seen.grid)
-            if findings.compare(TOWER, FORM, found, self.features, sure).diverges:
+            if findings.compare(TOWER, ANY, found, self.features, sure).diverges:
                 findings.blame(TOWER, "every step of the tower agrees by itself; the steps one after another do not")
         for (a, b), ours, logits, wide in zip(self.asked.pieces, self._alone(), theirs, exact, strict=True):
             findings.compare("logits", _form(a, b), ours, logits, wide)
@@ -126,7 +126,7 @@ class _Comparison:
                 watched.enter_context(text.watching(_form(a, b), functools.partial(self._given, a, b, tower)))
                 if tower and self.vision and self.seen and a == 0:
                     images = functools.partial(self.vision.named, self.seen.pixels, self.seen.grid)
-                    watched.enter_context(tower.watching(FORM, images))
+                    watched.enter_context(tower.watching(ANY, images))
                 logits.append(published.run(self.tokens[:, a:b], cache, self.asked.media(a), layer))
             text.end()
         return logits

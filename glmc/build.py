@@ -96,7 +96,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
             progress("link weights", len(linked), len(linked))
         proofs = prove(surveyed.captured, machine)
         progress("prove", len(proofs), len(proofs))
-        lowering = [proof for p in surveyed.programs.values() for proof in prove_native(p, keeps)] if native else []
+        ours = [program for program in surveyed.programs.values() if native and program.engine is None]
+        lowering = [proof for program in ours for proof in prove_native(program, keeps)]
         decoding = prove_coded(keeps) if machine.gpu else []
         for name, tensor in buffers.items():
             sink.write(name, tensor)

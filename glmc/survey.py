@@ -17,6 +17,7 @@ from glmc.errors import ConfigError, UsageError
 from glmc.families import fields
 from glmc.families.fields import Dims
 from glmc.ledger import Ledger
+from glmc.native.keeps import with_engines
 from glmc.parts import Part, text_part
 from glmc.passes.choose import Decision
 from glmc.passes.faster import Judge, notes, settle
@@ -133,8 +134,9 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
         programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name)
+    programs, engines = with_engines(programs) if target.engine == "native" else (programs, [])
     lap("rewrite")
-    said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed]
+    said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines]
     return Survey(config, family, dims, name, target, module, ledger, decisions, programs, weights_of(programs.values()),
                   joined, captured, notes=said, seconds=seconds)
 

@@ -29,7 +29,7 @@ from glmc.runtime.sample import Sampling
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
 from glmc.runtime.verdict import Verdict
-from glmc.runtime.vision import STAGE, Vision
+from glmc.runtime.vision import CODES, STAGE, Vision
 from glmc.runtime.whole import Whole
 
 
@@ -100,6 +100,13 @@ class Model:
     def max_batch(self) -> int:
         """The most rows at once."""
         return self.bounds["max_batch"]
+
+    def check_writes(self) -> None:
+        """Raises UsageError for a model whose answers are no text but the tokens of an image."""
+        if CODES in self.programs:
+            raise UsageError("this model makes the tokens of an image and writes no text", field="prompt",
+                             found=self.artifact.manifest["family"],
+                             hint="glmc.runtime.image.prior.prior(model, prompt, height, width) makes them")
 
     def check_ids(self, ids: Sequence[int], row: int = 0) -> None:
         """Refuse, before any compiled code runs, ids that the artefact cannot take. Raises RequestOutOfBounds."""
@@ -213,6 +220,7 @@ class Model:
         """A drop-in for transformers' `generate()`: see `glmc.runtime.as_transformers`."""
         from glmc.runtime.as_transformers import wrap
 
+        self.check_writes()
         return wrap(self)
 
 

@@ -29,4 +29,10 @@ def read(config: dict[str, Any]) -> Dims:
     return nested.read_text(config)
 
 
+def leftovers(dims: Dims) -> tuple[str, ...]:
+    """Besides what text models leave: the way back from codes to features, which nothing here takes."""
+    return (r"model\.vqmodel\.post_quant_conv\..*", *nested.leftovers(dims))
+
+
 promises = nested.promises
+recipe = nested.recipe
