@@ -74,12 +74,12 @@ class Model:
         tower = self.programs.get(STAGE)
         self.vision = Vision(artifact, tower, self.weights, self.kept, self.device, self.threads) if tower else None
         self._holder = 0
-        self.text = Text.open(self._file)
-        self.media = Settings.open(self._file) if self.vision else None
+        self.text = Text.open(self.file)
+        self.media = Settings.open(self.file) if self.vision else None
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
                         "place": time.perf_counter() - loaded}
 
-    def _file(self, name: str) -> bytes | None:
+    def file(self, name: str) -> bytes | None:
         return self.artifact.read(name) if name in self.artifact.files else None
 
     def by_region(self) -> ByRegion:

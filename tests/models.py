@@ -99,13 +99,17 @@ def randomised(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed:
     # The loop over experts, since transformers' grouped product takes neither odd sizes nor float64 on a CPU.
     experts = {"experts_implementation": "eager"} if "n_routed_experts" in config.get("text_config", config) else {}
     kind = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
-    model = kind.from_config(AutoConfig.for_model(**config), dtype=dtype, **experts).eval()
+    return drawn(kind.from_config(AutoConfig.for_model(**config), dtype=dtype, **experts).eval(), seed)
+
+
+def drawn(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
+    """`model`, every parameter and persistent buffer drawn anew."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             spread = 0.3 if "norm" in name or "bias" in name else 0.15
-            drawn = torch.randn(tensor.shape, generator=generator) * spread
-            tensor.copy_(1 + drawn if "norm" in name else drawn)
+            noise = torch.randn(tensor.shape, generator=generator) * spread
+            tensor.copy_(1 + noise if "norm" in name else noise)
     return model
 
 
@@ -175,7 +179,7 @@ def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: in
     return Made(config, model, checkpoint, out, glmc.load(out))
 
 
-def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *also: Any) -> Path:
+def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *also: Any, max_len: int = MAX_LEN) -> Path:
     """The artefact of what is told, made by the first process of a run that asks; the others wait for it."""
     told = hashlib.sha256(repr((name, target, max_batch, also)).encode()).hexdigest()[:16]
     run = Path(os.environ.get("TESTS_FOLDER") or scratch())
@@ -185,7 +189,7 @@ def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *als
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
             with two_threads() if target == "cpu:aoti" else nullcontext(), once.alike((checkpoint / "config.json").read_text()):
-                glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
+                glmc.compile(checkpoint, out, target=target, max_len=max_len, max_batch=max_batch)
     return out
 
 

@@ -10,8 +10,8 @@ from glmc.families.fields import Dims, integer
 TINY = {
     "model_type": "glm_image", "architectures": ["GlmImageForConditionalGeneration"], "tie_word_embeddings": False,
     "text_config": {
-        **nested.TEXT, "model_type": "glm_image_text", "vision_vocab_size": 37, "head_dim": 16, "hidden_size": 48,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "attention_bias": True,
+        **nested.TEXT, "model_type": "glm_image_text", "vocab_size": 270, "vision_vocab_size": 37, "eos_token_id": 31,
+        "head_dim": 16, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "attention_bias": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
                             "mrope_section": [1, 2, 3]},
     },
