@@ -24,17 +24,20 @@ from glmc import families
 from glmc.artifact import Artifact
 from glmc.beside import Beside, Findings, Values
 from glmc.beside_text import BesideText
+from glmc.checkpoint.components import open_checkpoint
 from glmc.checkpoint.folder import Checkpoint
 from glmc.divergence import Row
 from glmc.errors import IncompatibleArtifact
+from glmc.runtime.by_region import ANY
 from glmc.runtime.prompt import Placed
 from glmc.runtime.session import Model
-from glmc.runtime.vision import FORM
 from glmc.streamed import Call, Seen, Streamed, watch
 from glmc.trial import trial
 
 _NOT_SIZES = ("eps", "max_positions", "tied")
 TOWER = "model.visual"
+PICTURING = ("glyph", "dit", "vae_decode", "vae_encode")
+"""Parts of other published classes than the one that is compared."""
 
 
 @dataclass
@@ -52,13 +55,16 @@ def against(artifact: Artifact, source: Path, seed: int = 0, device: str | None 
 
     Raises IncompatibleArtifact (another architecture, no places), UsageError (device), CheckpointError and what loading raises.
     """
-    checkpoint = Checkpoint.open(source)
+    checkpoint = open_checkpoint(source)
     _same_architecture(artifact, checkpoint)
     model = Model(artifact, device)
-    if not all(program.places for program in model.programs.values()):
+    if not all(program.places for part, program in model.programs.items() if part not in PICTURING):
         raise IncompatibleArtifact("the artefact does not say where the published modules are", field="places",
                                    file="program.json", hint="compile it again")
-    return _Comparison(model, checkpoint, seed).run()
+    answer = _Comparison(model, checkpoint, seed).run()
+    left = [part for part in PICTURING if part in model.programs]
+    answer.notes += [f"not compared: {', '.join(left)}, which are of other published classes"] if left else []
+    return answer
 
 
 def _same_architecture(artifact: Artifact, checkpoint: Checkpoint) -> None:
@@ -100,7 +106,7 @@ class _Comparison:
         exact, sure = self._exact() if findings.wide else (theirs, self.features)
         if vision and seen:
             found = vision(seen.pixels, seen.grid)
-            if findings.compare(TOWER, FORM, found, self.features, sure).diverges:
+            if findings.compare(TOWER, ANY, found, self.features, sure).diverges:
                 findings.blame(TOWER, "every step of the tower agrees by itself; the steps one after another do not")
         for (a, b), ours, logits, wide in zip(self.asked.pieces, self._alone(), theirs, exact, strict=True):
             findings.compare("logits", _form(a, b), ours, logits, wide)
@@ -126,7 +132,7 @@ class _Comparison:
                 watched.enter_context(text.watching(_form(a, b), functools.partial(self._given, a, b, tower)))
                 if tower and self.vision and self.seen and a == 0:
                     images = functools.partial(self.vision.named, self.seen.pixels, self.seen.grid)
-                    watched.enter_context(tower.watching(FORM, images))
+                    watched.enter_context(tower.watching(ANY, images))
                 logits.append(published.run(self.tokens[:, a:b], cache, self.asked.media(a), layer))
             text.end()
         return logits

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from glmc.checkpoint.folder import read_config
+from glmc.checkpoint.components import read_config
 from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
 from glmc.native.keep import forms
@@ -101,6 +101,7 @@ def _media(settings: Settings | None, surveyed: Survey) -> dict[str, Any] | None
     tower = surveyed.dims.tower
     if settings is None or tower is None:
         return None
-    program, native = surveyed.programs["vision"], surveyed.target.engine == "native"
+    program = surveyed.programs["vision"]
+    native = surveyed.target.engine == "native" and program.engine is None
     return largest_media(settings, tower, surveyed.dims.hidden, _BYTES[surveyed.dtype],
                          Tower(program, {}, forms(program, None), 1).patch_bytes if native else None)

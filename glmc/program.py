@@ -33,6 +33,8 @@ MAIN = "text"
 ROLES = ("value", "weight", "cache")
 MODES = ("replicated", "main_rank_only", "main_rank_then_broadcast", "cfg_parallel", "sequence_parallel", "tensor_parallel")
 """How a part of a program runs over ranks."""
+FX = "fx"
+"""The engine of a part that the artefact's own does not run."""
 MOVES = {"all_reduce": (), "all_gather": ("dim", "after"), "past": ("layer",)}
 """Steps between regions that are no region -> what `fixed` may hold.
 
@@ -173,19 +175,21 @@ Places = dict[str, dict[str, Place]]
 @dataclass(frozen=True)
 class Program:
     """Regions by name, steps in order, the name of the logits (of another part than the text: of its result), where the
-    published modules are in the regions, and how the part runs over ranks."""
+    published modules are in the regions, how the part runs over ranks, and its engine where that is not the artefact's own."""
 
     regions: dict[str, Region]
     steps: tuple[Step, ...]
     logits: str
     places: Places = field(default_factory=dict)
     mode: str = MODES[0]
+    engine: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         places = {region: {module: [list(p.inputs), list(p.outputs)] for module, p in found.items()}
                   for region, found in self.places.items()}
         return {"regions": sorted(self.regions), "logits": self.logits,
                 **({"mode": self.mode} if self.mode != MODES[0] else {}),
+                **({"engine": self.engine} if self.engine else {}),
                 **({"places": {"version": PLACES_VERSION, "regions": places}} if places else {}),
                 "steps": [{"region": s.region, "inputs": list(s.inputs), "outputs": list(s.outputs), "rows": s.rows,
                            **({"fixed": dict(s.fixed)} if s.fixed else {})} for s in self.steps]}
@@ -199,7 +203,8 @@ class Program:
         try:
             steps = tuple(Step(s["region"], tuple(s["inputs"]), tuple(s["outputs"]), s["rows"], dict(s.get("fixed", {})))
                           for s in data["steps"])
-            program = Program(regions, steps, data["logits"], _places(data.get("places")), data.get("mode", MODES[0]))
+            program = Program(regions, steps, data["logits"], _places(data.get("places")), data.get("mode", MODES[0]),
+                              data.get("engine"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedArtifact("program.json lacks a field", file="program.json", field=str(error)) from error
         program.check()
@@ -210,6 +215,9 @@ class Program:
         if self.mode not in MODES:
             raise DamagedArtifact("a part of the program runs over ranks in no known way", field="mode", found=self.mode,
                                   expected=", ".join(MODES))
+        if self.engine not in (None, FX):
+            raise DamagedArtifact("a part of the program has an unknown engine", field="engine", found=self.engine,
+                                  expected=f"none, which is the artefact's own, or {FX}")
         made: set[str] = set()
         for number, step in enumerate(self.steps):
             if step.moves:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmc import axis_map, dit_part, families, published, vision_parts
-from glmc.checkpoint.folder import read_config
+from glmc import axis_map, dit_part, families, picture_parts, published, vision_parts
+from glmc.checkpoint.components import read_config
 from glmc.errors import ConfigError, UsageError
 from glmc.families import fields
 from glmc.families.fields import Dims
 from glmc.ledger import Ledger
+from glmc.native.keeps import with_engines
 from glmc.parts import Part, text_part
 from glmc.passes.choose import Decision
 from glmc.passes.faster import Judge, notes, settle
@@ -81,7 +82,13 @@ def parts_of(config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, lis
         model = dit_part.build(config, dtype)
         return model, [dit_part.dit_part(model, dtype)]
     model = published.build(config, dtype)
-    return model, [text_part(model, dtype), *vision_parts.parts(model, dtype)]
+    own = [text_part(model, dtype), *vision_parts.parts(model, dtype)]
+    if "components" not in config:
+        return model, own
+    whole, others = picture_parts.parts(config["components"], dtype)
+    for name, module in model.named_children():
+        whole.add_module(name, module)
+    return whole, [*own, *others]
 
 
 @uncollected()
@@ -132,9 +139,10 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
         rewrite(traced.graph, taken)
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
-        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name)
+        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode)
+    programs, engines = with_engines(programs) if target.engine == "native" else (programs, [])
     lap("rewrite")
-    said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed]
+    said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines]
     return Survey(config, family, dims, name, target, module, ledger, decisions, programs, weights_of(programs.values()),
                   joined, captured, notes=said, seconds=seconds)
 
@@ -142,6 +150,6 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
 def weights_of(programs: Iterable[Program]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Parameter -> (dtype name, shape), over all these parts."""
     return {n.removeprefix("weight:"): (spec.dtype, tuple(int(s) for s in spec.shape))
-            for program in programs for step in program.steps
+            for program in programs for step in program.steps if not step.moves
             for n, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True)
             if role == "weight"}

@@ -49,7 +49,9 @@ def trial(model: Model, dtype: torch.dtype, seed: int) -> Trial:
     artefact hold them.
     """
     few = model.dims.get("index_topk", 0)  # an indexer's choice begins behind so many slots
-    seeing, notes = model.vision is not None, []
+    seeing, notes = model.media is not None, []
+    if model.vision is not None and model.media is None:
+        notes.append("no images: the model makes them tokens before its text model, and only that is compared")
     if seeing and model.max_len < PROMPT + sum(_SIZES) + MORE:
         seeing = False
         notes.append(f"no images: the artefact's rows hold {model.max_len} tokens")

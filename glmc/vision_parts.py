@@ -66,10 +66,12 @@ class ExplicitTokenizer(nn.Module):
 
     def __init__(self, vqmodel: nn.Module) -> None:
         super().__init__()
-        self.vqmodel: Any = vqmodel
+        self.model: Any = nn.Module()
+        self.model.model = nn.Module()
+        self.model.model.vqmodel = vqmodel  # at its published path
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.vqmodel.encode(features).image_tokens
+        return self.model.model.vqmodel.encode(features).image_tokens
 
 
 def parts(model: Any, dtype: torch.dtype) -> list[Part]:

@@ -13,10 +13,14 @@ from glmc.native.keep import Keep
 from glmc.program import FORMS, Program
 from glmc.runtime.capture import Decoder
 from glmc.runtime.device import Device
+from glmc.runtime.engines import fx, native
 from glmc.runtime.memory import Cache, slots_of
 from glmc.runtime.prompt import Placed
 from glmc.runtime.steps import Steps
 from glmc.runtime.transfer import to_device
+
+ANY = "any"
+"""The one form of the code of a part beside the text: it takes images of any number and size."""
 
 
 class ByRegion:
@@ -26,6 +30,7 @@ class ByRegion:
                  device: Device, kept: dict[str, Keep]) -> None:
         self.device = device
         self.steps = Steps(program, weights, calls, kept)
+        self.axes = any(name == "where" for region in program.regions.values() for name, _, _ in region.inputs)
         self.features = _features(program, device.torch)
         bounds = artifact.manifest["bounds"]
         self.least, most = slots_of(artifact.manifest)
@@ -42,7 +47,7 @@ class ByRegion:
             return self._told(self.steps.run("decode" if len(ids) == 1 else "prefill", named, every_row))
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1 or 2], as `named` takes them ->
+        """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1, 2 or 4], as `named` takes them ->
         logits [B, 1, vocabulary].
 
         positions: on the host. The logits are valid until the next call.
@@ -64,22 +69,31 @@ class ByRegion:
         or the first `slots`.
 
         positions: int64 [B, S], slot and position of each new token; of one token a row also [B, 2], its slot and its position
-        on all three axes. placed: where some of the tokens are images or frames.
+        on all three axes, or [B, 4], its slot and its position on each. placed: where some of the tokens lie in images.
         """
         slots, place = max(self.least, int(positions.max()) + 1 if slots is None else slots), self.device.torch
         named = {"input_ids": tokens, "slots": torch.arange(slots, device=place)}
-        if self.features is None:
+        where, axes = positions[:, :tokens.shape[1]], positions[:, tokens.shape[1]:]
+        if not self.axes:
             named["positions"] = positions
         else:
-            where = positions[:, :tokens.shape[1]]
-            at = positions[:, -tokens.shape[1]:].expand(3, -1, -1)
-            named |= {"where": where, "positions": at, "features": self.features, "media": torch.full_like(where, -1)}
-            if placed is not None:
-                named |= {"positions": placed.positions.unsqueeze(1), "features": placed.features,
-                          "media": placed.media.unsqueeze(0)}
+            at = axes.T.unsqueeze(-1) if axes.shape[1] else where
+            named |= {"where": where, "positions": at.expand(3, -1, -1) if placed is None else placed.positions.unsqueeze(1)}
+        if self.features is not None:
+            named |= {"features": self.features, "media": torch.full_like(where, -1)}
+            if placed is not None and placed.media is not None and placed.features is not None:
+                named |= {"features": placed.features, "media": placed.media.unsqueeze(0)}
         # Compiled code takes the strides of contiguous tensors for granted.
         moved = {f"input:{name}": to_device(tensor.contiguous(), place) for name, tensor in named.items()}
         return moved | self.cache.views(row, len(tokens), slots)
+
+
+def stage_of(artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], kept: dict[str, Keep], device: Device,
+             ) -> Steps:
+    """A part beside the text as regions that run one by one, in the form `ANY`: natively where the library runs the part."""
+    engine = native if artifact.manifest["engine"] == "native" and program.engine is None else fx
+    calls = {name: engine.open(artifact, region, ANY, device) for name, region in program.regions.items()}
+    return Steps(program, weights, {ANY: calls}, kept)
 
 
 def open_code(artifact: Artifact, program: Program, max_batch: int, device: Device) -> dict[str, dict[str, Any]]:

@@ -70,7 +70,8 @@ def _plain_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """The conversation as one string, by a Hugging Face chat template, ending with the assistant's opening.
+    """The conversation as one string, by a Hugging Face chat template, ending with the assistant's opening, unless `variables`
+    hold a false `add_generation_prompt`.
 
     messages: non-empty, each a mapping of JSON values with a role; values of None are dropped. variables: further names
     the template may read (tools, enable_thinking, ...), JSON values. The template is untrusted: it runs in jinja2's
@@ -97,7 +98,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
                                dict=_plain_dict, namespace=_Namespace)
     pieces, length = [], 0
     try:
-        inputs = {"tools": None, "documents": None, **names, "messages": chat, "add_generation_prompt": True}
+        inputs = {"tools": None, "documents": None, "add_generation_prompt": True, **names, "messages": chat}
         for piece in environment.from_string(template).generate(inputs):
             pieces.append(piece)
             length += len(piece)

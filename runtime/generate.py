@@ -63,6 +63,7 @@ def generate(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling:
     Checks every request before any compiled code runs: rows, ids, and that max_new_tokens is at least 1. A row ends with
     "length" when it fills the artefact's max_len.
     """
+    model.check_writes()
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UsageError("at least one token must be asked for", field="max_new_tokens", found=max_new_tokens)
     model.check_rows(len(prompts))

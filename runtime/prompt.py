@@ -15,12 +15,12 @@ class Placed:
     """New tokens of one row among which some are images or frames.
 
     positions: int64 [3, n], time, height and width. media: int64 [n], the row of `features` that a token is, -1 for text.
-    features: [M, hidden], what the vision tower made, on the model's device.
+    features: [M, hidden], what the vision tower made, on the model's device. Both are None where images are tokens themselves.
     """
 
     positions: torch.Tensor
-    media: torch.Tensor
-    features: torch.Tensor
+    media: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,18 +29,26 @@ from glmc.runtime.sample import Sampling
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
 from glmc.runtime.verdict import Verdict
-from glmc.runtime.vision import STAGE, Vision
+from glmc.runtime.vision import CODES, STAGE, Vision
 from glmc.runtime.whole import Whole
 
+if TYPE_CHECKING:
+    from glmc.runtime.image.pipeline import ImageModel
 
-def load(path: Any, threads: int | None = None, device: str | None = None) -> Model:
-    """Open the artefact folder `path` and make it ready to generate.
+
+def load(path: Any, threads: int | None = None, device: str | None = None) -> Model | ImageModel:
+    """Open the artefact folder `path` and make it ready to generate text, or pictures.
 
     threads: CPU threads, at most the cores that this process may use; None takes them all.
     device: None is the target's own; see glmc.runtime.device. An artefact of the native engine sets torch's own threads to one.
     Raises UsageError (device, threads), DamagedArtifact, IncompatibleArtifact, StorageError.
     """
-    return Model(Artifact.open(Path(path)), device, threads)
+    artifact = Artifact.open(Path(path))
+    if artifact.manifest["dims"].get("pictures") is None:
+        return Model(artifact, device, threads)
+    from glmc.runtime.image.pipeline import ImageModel  # which is made of a Model
+
+    return ImageModel(artifact, device, threads)
 
 
 class Model:
@@ -74,12 +82,12 @@ class Model:
         tower = self.programs.get(STAGE)
         self.vision = Vision(artifact, tower, self.weights, self.kept, self.device, self.threads) if tower else None
         self._holder = 0
-        self.text = Text.open(self._file)
-        self.media = Settings.open(self._file) if self.vision else None
+        self.text = Text.open(self.file)
+        self.media = Settings.open(self.file) if self.vision else None
         self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
                         "place": time.perf_counter() - loaded}
 
-    def _file(self, name: str) -> bytes | None:
+    def file(self, name: str) -> bytes | None:
         return self.artifact.read(name) if name in self.artifact.files else None
 
     def by_region(self) -> ByRegion:
@@ -100,6 +108,13 @@ class Model:
     def max_batch(self) -> int:
         """The most rows at once."""
         return self.bounds["max_batch"]
+
+    def check_writes(self) -> None:
+        """Raises UsageError for a model whose answers are no text but the tokens of an image."""
+        if CODES in self.programs:
+            raise UsageError("this model makes the tokens of an image and writes no text", field="prompt",
+                             found=self.artifact.manifest["family"],
+                             hint="glmc.runtime.image.prior.prior(model, prompt, height, width) makes them")
 
     def check_ids(self, ids: Sequence[int], row: int = 0) -> None:
         """Refuse, before any compiled code runs, ids that the artefact cannot take. Raises RequestOutOfBounds."""
@@ -213,6 +228,7 @@ class Model:
         """A drop-in for transformers' `generate()`: see `glmc.runtime.as_transformers`."""
         from glmc.runtime.as_transformers import wrap
 
+        self.check_writes()
         return wrap(self)
 
 

@@ -1,7 +1,7 @@
 """The vision tower of an artefact: patches of images and frames in, rows of the text model's width out.
 
-It runs as a stage of its own, once for each prompt, before the text model sees the prompt: on the native library where the
-text model does, elsewhere region by region on engine `fx`.
+It runs as a stage of its own, once for each prompt, before the text model sees the prompt: on the native library where it
+can, elsewhere region by region on engine `fx`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from glmc.errors import RequestOutOfBounds
 from glmc.native.keep import Keep
 from glmc.native.tower import Tower
 from glmc.program import Program
+from glmc.runtime.by_region import ANY, stage_of
 from glmc.runtime.device import Device
-from glmc.runtime.engines import fx, native
 from glmc.runtime.media.order import ends, order
 from glmc.runtime.steps import Steps, check_weights
+from glmc.runtime.threads import torch_threads
 from glmc.runtime.transfer import to_device
 
 STAGE = "vision"
-FORM = "any"
-"""The one form of a tower's code: it takes any number of patches."""
+CODES = "vq"
+"""The stage that makes tokens of what the tower saw, in models that make images."""
 
 
 class Vision:
@@ -33,18 +34,17 @@ class Vision:
         self.merge, self.width = sizes["merge"], sizes["channels"] * sizes["frames"] * sizes["patch"] ** 2
         self.artifact, self.program, self.weights, self.kept = artifact, program, weights, kept
         self.device, self.dtype = device, getattr(torch, artifact.manifest["dtype"])
+        self.threads = threads if artifact.manifest["engine"] == "native" else None
         self.tower: Tower | None = None
-        if artifact.manifest["engine"] == "native":
+        if artifact.manifest["engine"] == "native" and program.engine is None:
             check_weights(program, weights, kept)
             self.tower = Tower(program, weights, kept, threads)
             return
         self.steps = self.by_region()
 
     def by_region(self) -> Steps:
-        """The tower as regions that run one by one, in the form `FORM`."""
-        engine = fx if self.tower is None else native
-        calls = {name: engine.open(self.artifact, region, FORM, self.device) for name, region in self.program.regions.items()}
-        return Steps(self.program, self.weights, {FORM: calls}, self.kept)
+        """The tower as regions that run one by one, in the form `ANY`."""
+        return stage_of(self.artifact, self.program, self.weights, self.kept, self.device)
 
     def __call__(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """pixels float32 [P, values of a patch], grid int64 [F, 3], one row an image or frame -> [M, hidden of the text model]
@@ -53,8 +53,8 @@ class Vision:
         check(pixels, grid, self.merge, self.width)
         if self.tower is not None:
             return self.tower.run(pixels.float().contiguous(), order(grid, self.merge), ends(grid), grid)
-        with torch.no_grad():
-            return self.steps.run(FORM, self.named(pixels, grid), True)
+        with torch.no_grad(), torch_threads(self.threads):
+            return self.steps.run(ANY, self.named(pixels, grid), True)
 
     def named(self, pixels: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the tower's program reads, by name."""

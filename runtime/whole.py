@@ -30,7 +30,7 @@ class Whole:
         self.slots = bounds["max_len"]
         parts, dtype = caches_of(program.regions.values())
         self.cache = Cache(dims["layers"], bounds["max_batch"], bounds["max_len"], parts, getattr(torch, dtype))
-        self.vocabulary = flat.widths[flat.values[program.logits]]
+        self.vocabulary, self.width = dims["vocabulary"], flat.widths[flat.values[program.logits]]
         self.rows = torch.arange(bounds["max_batch"])
         self.executor = Executor(flat.items, flat.widths, weights, kept, self.cache,
                                  min(PIECE, max(bounds["max_len"], bounds["max_batch"])), threads)
@@ -38,13 +38,13 @@ class Whole:
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary].
 
-        placed: where some of the tokens are images or frames; its features are float32.
+        placed: where some of the tokens are images or frames, or lie in them; its features are float32.
         """
         _inside("the cache", "positions", (start, start + len(ids) - 1), self.slots)
         _inside("the cache", "row", (row,), len(self.rows))
         _inside("the vocabulary", "ids", ids, self.vocabulary)
         tokens, last = torch.tensor(ids, dtype=torch.int64), len(ids) - 1
-        logits = torch.empty(len(ids) if every_row else 1, self.vocabulary)
+        logits = torch.empty(len(ids) if every_row else 1, self.width)
         most = self.executor.tokens
         for at in range(0, len(ids), most):
             piece = tokens[at:at + most]
@@ -56,26 +56,30 @@ class Whole:
         return logits.unsqueeze(0)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1 or 2] -> logits [B, 1, vocabulary].
+        """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1, 2 or 4] -> logits [B, 1, V].
 
-        positions: each token's slot, and where images came before it what it turns by, on all three axes.
+        positions: each token's slot, and where it lies in an image or images came before it what it turns by, on all three axes
+        or on each.
         """
         at = positions[:, 0].contiguous()
-        turns = None if positions.shape[1] == 1 else positions[:, 1].expand(3, -1).contiguous()
+        turns = None if positions.shape[1] == 1 else positions[:, 1:].T.expand(3, -1).contiguous()
         _inside("the cache", "positions", at.tolist(), self.slots)
         _inside("the cache", "rows", (len(tokens) - 1,), len(self.rows))
         _inside("the vocabulary", "tokens", tokens.flatten().tolist(), self.vocabulary)
         rows = self.rows[:len(tokens)]
-        logits = torch.empty(len(tokens), 1, self.vocabulary)
+        logits = torch.empty(len(tokens), 1, self.width)
         self.executor.run(tokens.flatten().contiguous(), at, rows, rows, logits, turns)
         return logits
 
 
 def _seen(placed: Placed, begin: int, end: int) -> dict[str, torch.Tensor]:
     """Of tokens `begin` to `end` what the library is told besides. Raises RequestOutOfBounds."""
+    told = {"turns": placed.positions[:, begin:end].contiguous()}
+    if placed.media is None or placed.features is None:
+        return told
     media = placed.media[begin:end].contiguous()
     _inside("the features", "media", [max(0, int(media.max()))], len(placed.features))
-    return {"turns": placed.positions[:, begin:end].contiguous(), "media": media, "features": placed.features}
+    return told | {"media": media, "features": placed.features}
 
 
 def _inside(what: str, field: str, values: Sequence[int], size: int) -> None:

@@ -28,14 +28,18 @@ from tokenizers.models import BPE
 
 import glmc
 from glmc import families
+from glmc.checkpoint.components import read_config
 from glmc.runtime.session import Model
 
 MAX_LEN = 80
 MAX_BATCH = 3
 _SHALLOW = {"num_hidden_layers": 2}
-SEEING = [name for name in families.compiled() if "vision_config" in families.load({"model_type": name}).TINY]
+DRAWING = ["glm_image"]
+"""Families that make images: their tests are in tests/runtime/image."""
+SEEING = [name for name in families.compiled()
+          if "vision_config" in families.load({"model_type": name}).TINY and name not in DRAWING]
 """Families of images and videos: their tests are in tests/runtime/test_seeing.py."""
-READING = [name for name in families.compiled() if name not in SEEING]
+READING = [name for name in families.compiled() if name not in SEEING and name not in DRAWING]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in READING},
     "glm4_moe-no-qk-norm": ("glm4_moe", {"use_qk_norm": False, **_SHALLOW}),
@@ -96,13 +100,17 @@ def randomised(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed:
     # The loop over experts, since transformers' grouped product takes neither odd sizes nor float64 on a CPU.
     experts = {"experts_implementation": "eager"} if "n_routed_experts" in config.get("text_config", config) else {}
     kind = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
-    model = kind.from_config(AutoConfig.for_model(**config), dtype=dtype, **experts).eval()
+    return drawn(kind.from_config(AutoConfig.for_model(**config), dtype=dtype, **experts).eval(), seed)
+
+
+def drawn(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
+    """`model`, every parameter and persistent buffer drawn anew."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             spread = 0.3 if "norm" in name or "bias" in name else 0.15
-            drawn = torch.randn(tensor.shape, generator=generator) * spread
-            tensor.copy_(1 + drawn if "norm" in name else drawn)
+            noise = torch.randn(tensor.shape, generator=generator) * spread
+            tensor.copy_(1 + noise if "norm" in name else noise)
     return model
 
 
@@ -172,7 +180,7 @@ def made(variant: str, dtype: str = "float32", target: str = "fx", max_batch: in
     return Made(config, model, checkpoint, out, glmc.load(out))
 
 
-def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *also: Any) -> Path:
+def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *also: Any, max_len: int = MAX_LEN) -> Path:
     """The artefact of what is told, made by the first process of a run that asks; the others wait for it."""
     told = hashlib.sha256(repr((name, target, max_batch, also)).encode()).hexdigest()[:16]
     run = Path(os.environ.get("TESTS_FOLDER") or scratch())
@@ -181,8 +189,8 @@ def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *als
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
-            with two_threads() if target == "cpu:aoti" else nullcontext(), once.alike((checkpoint / "config.json").read_text()):
-                glmc.compile(checkpoint, out, target=target, max_len=MAX_LEN, max_batch=max_batch)
+            with two_threads() if target == "cpu:aoti" else nullcontext(), once.alike(json.dumps(read_config(checkpoint))):
+                glmc.compile(checkpoint, out, target=target, max_len=max_len, max_batch=max_batch)
     return out
 
 

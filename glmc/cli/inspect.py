@@ -37,7 +37,8 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         show.console().print(
             _summary(opened, programs[MAIN]),
             show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
-            _regions(programs), *_kernels(opened), *_forms(opened, proofs), *show.ledger(ledger["ledger"]),
+            _regions(programs), *_notes(ledger["notes"]), *_kernels(opened), *_forms(opened, proofs),
+            *show.ledger(ledger["ledger"]),
             proofs_table(proofs["proofs"]))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DamagedArtifact("a file of the artefact lacks a field, or holds another type", file=opened.folder,
@@ -96,12 +97,17 @@ def _programs(opened: Artifact) -> dict[str, Program]:
     return read(opened.json("program.json"), lambda name: opened.read(f"regions/{name}.region").decode())
 
 
+def _notes(notes: list[str]) -> list[Table]:
+    """What was said while compiling, such as why a part runs on another engine; none where nothing was."""
+    return [show.rows("notes", ("note",), [(note,) for note in notes])] if notes else []
+
+
 def _regions(programs: dict[str, Program]) -> Table:
     calls = Counter(step.region for program in programs.values() for step in program.steps)
     return show.rows("regions", ("region", "part", "calls", "inputs", "weights", "steps inside"),
-                     [(name, part, calls[name], len(region.inputs), sum(role == "weight" for _, role, _ in region.inputs),
-                       len(region.body) - 1) for part, program in programs.items()
-                      for name, region in program.regions.items()])
+                     [(name, f"{part} ({program.engine})" if program.engine else part, calls[name], len(region.inputs),
+                       sum(role == "weight" for _, role, _ in region.inputs), len(region.body) - 1)
+                      for part, program in programs.items() for name, region in program.regions.items()])
 
 
 def _sources(sources: dict[str, Any]) -> str:

@@ -1,17 +1,24 @@
-"""GLM-Image's autoregressive part: a dense text model, RoPE on halves over three axes, a head over image tokens only."""
+"""GLM-Image's autoregressive part: a dense text model, RoPE on halves over three axes, a head over image tokens only.
+
+Where the checkpoint is a whole pipeline, its diffusion half stands beside it: see glmc/families/pictures.py.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from glmc.families import nested
+from glmc.checkpoint.recipe import Recipe
+from glmc.errors import ConfigError
+from glmc.families import nested, pictures
+from glmc.families.counts import Counts
 from glmc.families.fields import Dims, integer
 
 TINY = {
     "model_type": "glm_image", "architectures": ["GlmImageForConditionalGeneration"], "tie_word_embeddings": False,
     "text_config": {
-        **nested.TEXT, "model_type": "glm_image_text", "vision_vocab_size": 37, "head_dim": 16, "hidden_size": 48,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "attention_bias": True,
+        **nested.TEXT, "model_type": "glm_image_text", "vocab_size": 270, "vision_vocab_size": 37, "eos_token_id": 31,
+        "head_dim": 16, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "attention_bias": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
                             "mrope_section": [1, 2, 3]},
     },
@@ -26,7 +33,23 @@ TINY = {
 
 def read(config: dict[str, Any]) -> Dims:
     integer(nested.text_of(config), "vision_vocab_size", default=16512)
-    return nested.read_text(config)
+    dims = nested.read_text(config)
+    if "components" not in config:
+        return dims
+    if dims.quantised is not None:
+        raise ConfigError("a pipeline with a quantised component is not read", file="vision_language_encoder/config.json",
+                          field="quantization_config", found=dims.quantised)
+    return dataclasses.replace(dims, pictures=pictures.read(config["components"]))
 
 
-promises = nested.promises
+def promises(dims: Dims) -> dict[str, Counts]:
+    return nested.promises(dims) | (pictures.promises(dims.pictures) if dims.pictures else {})
+
+
+def recipe(name: str, dims: Dims) -> Recipe:
+    return pictures.recipe(name) if dims.pictures and name.startswith(pictures.FOLDERS) else nested.recipe(name, dims)
+
+
+def leftovers(dims: Dims) -> tuple[str, ...]:
+    """Besides what text models leave: the way back from codes to features, which nothing here takes."""
+    return (r"model\.vqmodel\.post_quant_conv\..*", *nested.leftovers(dims), *(pictures.LEFTOVERS if dims.pictures else ()))

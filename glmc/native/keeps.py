@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+from glmc.native.calls import Refused
 from glmc.native.keep import Keep, forms, forms_for_gpu
-from glmc.program import MAIN, Program
+from glmc.native.lower import lowered
+from glmc.program import FX, MAIN, Program
 
 
 def keeps_of(programs: Mapping[str, Program], native: bool, quant: str | None, sources: Mapping[str, str]) -> dict[str, Keep]:
     """Weight -> the form in which it is kept, where that is not as the regions' text has it.
 
-    Only the text is quantised, and only its matrices stay in a checkpoint's codes, which `sources` names with their form.
-    native: whether the native library runs them; otherwise kernels of GPUs do. Raises UnsupportedTarget.
+    A part that another engine runs has its weights as they are. Only the text is quantised, and only its matrices stay in a
+    checkpoint's codes, which `sources` names with their form. native: whether the native library runs them; otherwise kernels
+    of GPUs do. Raises UnsupportedTarget.
     """
     if not native:
         return forms_for_gpu(programs[MAIN], sources)
     found: dict[str, Keep] = {}
     for part, program in programs.items():
-        found |= forms(program, quant, sources) if part == MAIN else forms(program, None)
+        if program.engine is None:
+            found |= forms(program, quant, sources) if part == MAIN else forms(program, None)
     return found
+
+
+def with_engines(programs: Mapping[str, Program]) -> tuple[dict[str, Program], list[str]]:
+    """The parts of a model for the native library, and what is said of them: a part beside the text that has a region which
+    no native kernels do runs on engine `fx`, as a whole."""
+    made, notes = dict(programs), []
+    for part, program in programs.items():
+        for region in program.regions.values() if part != MAIN else ():
+            try:
+                lowered(region)
+            except Refused as reason:
+                made[part] = dataclasses.replace(program, engine=FX)
+                notes.append(f"part {part} runs on engine {FX}: the native engine cannot run {region.name}: {reason}")
+                break
+    return made, notes

@@ -87,23 +87,23 @@ class Settings:
         tokenizer_config.json. What no file says is the default of transformers' class. Raises DamagedArtifact naming the
         file and the field that is wrong, IncompatibleArtifact naming an option that is not done here.
         """
-        config = _File("config.json", json_object(read, "config.json"))
+        config = Described("config.json", json_object(read, "config.json"))
         family = SAMPLER_OF_FAMILY.get(str(config.values.get("model_type")))
         if family is None or config.values.get("vision_config") is None:
             return None
-        whole = _File("processor_config.json", json_object(read, "processor_config.json"))
-        image = whole.inner("image_processor") or _File("preprocessor_config.json",
+        whole = Described("processor_config.json", json_object(read, "processor_config.json"))
+        image = whole.inner("image_processor") or Described("preprocessor_config.json",
                                                         json_object(read, "preprocessor_config.json"))
-        video = whole.inner("video_processor") or _File("video_preprocessor_config.json",
+        video = whole.inner("video_processor") or Described("video_preprocessor_config.json",
                                                         json_object(read, "video_preprocessor_config.json"))
         video = video if video.values else image  # as transformers does
         pictures = _sampler(image, ("image_processor_type",)) or family
         sampler = _sampler(video, ("video_processor_type", "image_processor_type")) or family
         tower = config.inner("vision_config") or config  # an object: it is not None
         return cls(
-            image=_sizing(image, tower, pictures, IMAGE_LONGEST),
-            video=_sizing(video, tower, sampler, GLMGA_LONGEST if sampler == "glmga" else VIDEO_LONGEST),
-            sampler=sampler, stamps=_stamps(family, whole, image, video, _File(
+            image=sizing_of(image, tower, pictures, IMAGE_LONGEST),
+            video=sizing_of(video, tower, sampler, GLMGA_LONGEST if sampler == "glmga" else VIDEO_LONGEST),
+            sampler=sampler, stamps=_stamps(family, whole, image, video, Described(
                 "tokenizer_config.json", json_object(read, "tokenizer_config.json"))),
             tokens=Tokens(*(config.whole(f"{name}_token_id", None, 0, 1 << 32) for name in (
                 "image", "video", "image_start", "image_end", "video_start", "video_end"))),
@@ -111,19 +111,19 @@ class Settings:
             max_frames=video.whole("max_frames", 640, 1, 1 << 20))
 
 
-class _File:
-    """The values of a file, or of one object in it, with typed reading."""
+class Described:
+    """The values of a file of a checkpoint, or of one object in it, with typed reading."""
 
     def __init__(self, name: str, values: Mapping[str, Any], above: str = "") -> None:
         self.name, self.values, self._above = name, values, above
 
-    def inner(self, key: str) -> _File | None:
+    def inner(self, key: str) -> Described | None:
         """The object under `key`, None when there is none."""
         if (found := self.values.get(key)) is None:
             return None
         if not isinstance(found, dict):
             raise self.damaged(key, "an object", found)
-        return _File(self.name, found, f"{self._above}{key}.")
+        return Described(self.name, found, f"{self._above}{key}.")
 
     def damaged(self, key: str, expected: Any, found: Any) -> DamagedArtifact:
         """The error that this file's `key` is wrong."""
@@ -155,8 +155,11 @@ class _File:
         return float(value[0]), float(value[1]), float(value[2])
 
 
-def _sizing(file: _File, tower: _File, kind: str, longest: int) -> Sizing:
-    """What `file` says of one kind of medium; the tower's sizes of config.json hold where it says none, and must agree."""
+def sizing_of(file: Described, tower: Described, kind: str, longest: int, shortest: int = SHORTEST) -> Sizing:
+    """What `file` says of one kind of medium; the tower's sizes of config.json hold where it says none, and must agree.
+
+    Raises DamagedArtifact, IncompatibleArtifact.
+    """
     for key, done in KEPT.items():
         if file.values.get(key) is not None and file.values[key] != done:
             raise IncompatibleArtifact("the checkpoint prepares its pixels in a way that is not done here", file=file.name,
@@ -173,7 +176,7 @@ def _sizing(file: _File, tower: _File, kind: str, longest: int) -> Sizing:
     if size is not None and set(size.values) - {"shortest_edge", "longest_edge"}:
         raise IncompatibleArtifact("the checkpoint limits sizes in a way that is not done here", file=file.name, field="size",
                                    expected="shortest_edge and longest_edge", found=size.values)
-    least = size.whole("shortest_edge", None, 1, 1 << 40) if size else SHORTEST
+    least = size.whole("shortest_edge", None, 1, 1 << 40) if size else shortest
     return Sizing(
         **sides, expand=file.whole("patch_expand_factor", 1, 1, 64) if kind == "glmga" else 1, shortest=least,
         longest=size.whole("longest_edge", None, least, 1 << 40) if size else longest,
@@ -181,7 +184,7 @@ def _sizing(file: _File, tower: _File, kind: str, longest: int) -> Sizing:
         std=file.three("image_std", STD, positive=True))
 
 
-def _sampler(file: _File, keys: tuple[str, ...]) -> str | None:
+def _sampler(file: Described, keys: tuple[str, ...]) -> str | None:
     """The sampler of the class that `file` names under the first key it has, None when it names none."""
     key = next((key for key in keys if file.values.get(key) is not None), None)
     if key is None:
@@ -196,7 +199,7 @@ def _sampler(file: _File, keys: tuple[str, ...]) -> str | None:
                                expected=", ".join(f"{name}ImageProcessor, {name}VideoProcessor" for name in SAMPLER_OF_CLASS))
 
 
-def _stamps(family: str, *files: _File) -> str:
+def _stamps(family: str, *files: Described) -> str:
     """How a video's times are written, by the first processor_class that `files` name, else by the family."""
     for file in files:
         if (found := file.values.get("processor_class")) is not None:
