@@ -35,7 +35,7 @@ def of_prompt(ids: Sequence[int], begin: int, end: int, sources: Sequence[Grid])
 
 
 def of_grids(grids: Sequence[Grid], at: int) -> torch.Tensor:
-    """Positions int64 [3, tokens + 1] of grids in the order in which they are generated, from position `at` on, and of the end."""
+    """Positions int64 [3, tokens + 1] of grids in the order in which they are generated, from `at` on, and of the end."""
     parts = []
     for grid in grids:
         parts.append(_grid(at, grid))

@@ -1,4 +1,4 @@
-"""What a checkpoint's own files say of making an image's tokens: marks and their ids, condition images, how tokens are drawn."""
+"""What a checkpoint's own files say of making an image's tokens: marks, their ids, condition images, how tokens are drawn."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def _mark(tokenizer: Mapping[str, Any], name: str) -> str:
         found = found.get("content") if isinstance(found, Mapping) else found
         if isinstance(found, str) and found:
             return found
-    raise IncompatibleArtifact("the tokenizer does not name a token that images are asked for with", file=_TOKENIZER, field=name,
-                               hint="the files of the published folder `processor` belong beside config.json")
+    raise IncompatibleArtifact("the tokenizer names no such token, which images are asked for with", file=_TOKENIZER,
+                               field=name, hint="the files of the published folder `processor` belong beside config.json")
 
 
 def _condition(config: Described, read: Callable[[str], bytes | None]) -> Sizing:
