@@ -11,6 +11,7 @@ import torch
 from glmc.errors import DamagedArtifact
 from glmc.native.keep import Keep
 from glmc.program import FORMS, Program, Step
+from glmc.runtime.ranks import Alone, Ranks
 
 Call = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 
@@ -18,6 +19,8 @@ Call = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 def check_weights(program: Program, weights: dict[str, torch.Tensor], kept: dict[str, Keep]) -> None:
     """Every weight that a program reads is there and is what its region takes, or what `kept` says. Raises DamagedArtifact."""
     for step in program.steps:
+        if step.moves:
+            continue
         for name, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
             if role != "weight":
                 continue
@@ -45,21 +48,24 @@ class Steps:
     """A program bound to its weights and to the regions' calls by form: calls[form][region]."""
 
     def __init__(self, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Call]],
-                 kept: dict[str, Keep] | None = None) -> None:
-        """kept: how weights are kept where that is not as the regions' text has them."""
-        self.calls = calls
+                 kept: dict[str, Keep] | None = None, ranks: Ranks | None = None) -> None:
+        """kept: how weights are kept where that is not as the regions' text has them. ranks: who the steps between regions
+        move values among."""
+        self.calls, self.ranks = calls, ranks or Alone()
         check_weights(program, weights, kept or {})
         self.logits = program.logits
         needed = {program.logits}
         bound: list[_Bound] = []
         for step in reversed(program.steps):
-            region = program.regions[step.region]
             release = tuple(n for n in dict.fromkeys(step.inputs) if n.startswith("value:") and n not in needed)
             needed.update(release)
             inputs: list[Any] = []
             holes: list[tuple[int, str]] = []
             rows: list[tuple[int, int]] = []
-            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
+            if step.moves:
+                bound.append(_Bound(step, (None,), ((0, step.inputs[0]),), (), release))
+                continue
+            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, program.regions[step.region].inputs, strict=True)):
                 if role == "weight":
                     weight = name.removeprefix("weight:")
                     inputs.append(kept[weight].bound(weights[weight]) if kept and weight in kept else weights[weight])
@@ -81,7 +87,17 @@ class Steps:
             for position, dim in bound.rows:
                 inputs[position] = inputs[position].narrow(dim, inputs[position].shape[dim] - 1, 1).contiguous()
             form = "decode"
+        if bound.step.moves:
+            return self._move(bound.step), inputs
         return self.calls[form][bound.step.region], inputs
+
+    def _move(self, step: Step) -> Call:
+        """A step between regions as a call."""
+        if step.region == "all_reduce":
+            return lambda given: [self.ranks.all_reduce(given[0].contiguous())]
+        if step.region == "all_gather" and "after" not in step.fixed:
+            return lambda given: [self.ranks.all_gather(given[0].contiguous(), int(step.fixed["dim"]))]
+        raise DamagedArtifact("a step between regions is none that the text model has", file="program.json", found=step.region)
 
     def run(self, form: str, named: dict[str, torch.Tensor], every_row: bool) -> torch.Tensor:
         """Run all steps. named: input:NAME and cache:NAME. Returns logits [B, S or 1, vocabulary]."""
