@@ -80,7 +80,16 @@ def place(program: Program, plan: Plan) -> tuple[Placement | None, list[str]]:
     if both is None or both.most != layers.most:
         notes.append(f"the head is whole on every rank: not every number of ranks that divides {layers.most} divides its rows")
         both = layers
-    return Placement(both.program, both.cuts), notes
+    return Placement(both.program, both.cuts), [*notes, _summary(program, both)]
+
+
+def _summary(program: Program, found: Placement) -> str:
+    """What is cut, and which matrices every rank has whole."""
+    names = {name.removeprefix("weight:"): len(spec.shape) for step in program.steps
+             for name, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True) if role == "weight"}
+    whole = {re.sub(r"\b\d+\b", "*", name) for name, dims in names.items() if dims > 1 and name not in found.cuts}
+    return (f"for several ranks {len(found.cuts)} of {len(names)} weights are cut"
+            + (f"; whole matrices: {', '.join(sorted(whole))}" if whole else ""))
 
 
 @dataclass(frozen=True)
@@ -232,8 +241,10 @@ class _Pieces:
             return self.env.get(node.id, node.id)
         if isinstance(node, ast.List):
             return [self._value(e) for e in node.elts]
-        text = ast.unparse(node)
-        return text if text.startswith("torch.") else ast.literal_eval(node)
+        try:
+            return ast.literal_eval(node)
+        except ValueError:  # a dtype, or an infinity
+            return ast.unparse(node)
 
     def _written(self, moves: list[list[tuple[str, str]]], results: list[str]) -> list[_Piece]:
         reads = [self._reads(body) for body in self.bodies]
