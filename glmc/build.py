@@ -41,9 +41,11 @@ from glmc.passes.prove import prove
 from glmc.passes.prove_coded import prove_coded
 from glmc.passes.prove_native import prove_native
 from glmc.passes.workers import compile_all
+from glmc.placement import FIELD, Placement
 from glmc.program import MAIN, written
 from glmc.survey import Progress, Survey, survey, weights_of
 from glmc.target import Target, compilable
+from glmc.tensor_parallel import placement_of
 
 _NO_PRODUCT = "other steps than products read it, which take no codes"
 _LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
@@ -100,19 +102,22 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         ours = [program for program in surveyed.programs.values() if native and program.engine is None]
         lowering = [proof for program in ours for proof in prove_native(program, keeps)]
         decoding = prove_coded(keeps) if machine.gpu else []
+        placement, placed, said = placement_of(surveyed, keeps, quant)
+        surveyed.notes += said
         for name, tensor in buffers.items():
             sink.write(name, tensor)
         copied, done = {name: want for name, want in wanted.items() if name not in linked}, itertools.count(1)
         pack(checkpoint, copied, sink, lambda *_: progress("pack weights", next(done), len(copied)))
-        _compile_regions(surveyed, bounds, keeps, writer, progress)
+        _compile_regions(surveyed, placement, bounds, keeps, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)
         kept = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
-        writer.add_json("program.json", written(surveyed.programs) | kept)
+        writer.add_json("program.json", written(surveyed.programs) | kept |
+                        ({FIELD: placement.to_json()} if placement else {}))
         writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes,
                                        "broken": surveyed.ledger.broken})
         writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering],
-                                       "coded": [p.to_json() for p in decoding]})
+                                       "coded": [p.to_json() for p in decoding], "placed": [p.to_json() for p in placed]})
         writer.add_json("config.json", surveyed.config)
         writer.add_json("sources.json", origins({name: want.recipe for name, want in wanted.items()}, checkpoint.tensors))
         progress("seal", 0, 1)
@@ -210,11 +215,12 @@ def _drafts(leftover: list[str], layers: int) -> list[str]:
     return [f"layers {sorted(set(found))} predict further tokens and are left out: {len(found)} tensors"] if found else []
 
 
-def _compile_regions(surveyed: Survey, bounds: Bounds, keeps: dict[str, Keep], writer: ArtifactWriter, progress: Progress,
-                     ) -> None:
+def _compile_regions(surveyed: Survey, placement: Placement | None, bounds: Bounds, keeps: dict[str, Keep],
+                     writer: ArtifactWriter, progress: Progress) -> None:
     """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts."""
     regions = surveyed.program.regions.values()
-    for region in itertools.chain.from_iterable(program.regions.values() for program in surveyed.programs.values()):
+    programs = [*surveyed.programs.values(), *([placement.program] if placement else [])]
+    for region in {region.name: region for program in programs for region in program.regions.values()}.values():
         writer.add_bytes(f"regions/{region.name}.region", region.text().encode())
     with tempfile.TemporaryDirectory(prefix="glmc-regions-") as scratch:
         if surveyed.target.engine == "aoti":

@@ -11,12 +11,14 @@ A region is written as a Python function of tensors whose every line is one step
         ...
         return (add_1,)
 
-B is rows, S new tokens a row, L filled cache slots. A form fixes some of them, and each region is compiled once a form.
+B is rows, S new tokens a row, L filled cache slots. A form fixes some of them, and each region is compiled once a form. In a part
+that ranks share, sizes that depend on their number N are written `96//N`; `at` makes them numbers.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -45,6 +47,7 @@ before it and them, as the runtime's mode has it.
 # Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
 FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}
 _SPEC = re.compile(r"^(?:(value|weight|cache) )?(\w+) \[(.*)\]$")
+_SHARE = re.compile(r"\b(\d+) ?// ?N\b")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,14 @@ class Region:
         inputs = "".join(f'    {name}: "{role} {spec.text()}",\n' for name, role, spec in self.inputs)
         outputs = "; ".join(s.text() for s in self.outputs)
         return f'def {self.name}(\n{inputs}) -> "{outputs}":\n' + "".join(f"    {line}\n" for line in self.body)
+
+    def shares(self) -> set[int]:
+        """The sizes that are divided by the number of ranks."""
+        return {int(size) for size in _SHARE.findall(self.text())}
+
+    def at(self, ranks: int) -> Region:
+        """One rank's region of so many ranks, under the same name. Every size of `shares` must be a multiple of `ranks`."""
+        return self.parse(_SHARE.sub(lambda found: str(int(found[1]) // ranks), self.text()))
 
     @staticmethod
     def digest(text: str) -> str:
@@ -242,6 +253,10 @@ class Program:
     def calls(self) -> int:
         return len(self.steps)
 
+    def at(self, ranks: int) -> Program:
+        """One rank's program of so many ranks; see `Region.at`."""
+        return dataclasses.replace(self, regions={name: region.at(ranks) for name, region in self.regions.items()})
+
 
 def written(programs: Mapping[str, Program]) -> dict[str, Any]:
     """program.json of a model's parts by name."""
@@ -257,16 +272,18 @@ def read(data: dict[str, Any], text_of: Callable[[str], str]) -> dict[str, Progr
     stages = data.get("stages", {})
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise DamagedArtifact("the stages of the program are no objects", file="program.json", field="stages")
-    found = {}
-    for name, part in {MAIN: data, **stages}.items():
-        if not isinstance(part.get("regions"), list) or not all(isinstance(region, str) for region in part["regions"]):
-            raise DamagedArtifact("a part of the program does not list its regions", file="program.json", field="regions")
-        regions = {region: Region.parse(text_of(region)) for region in part["regions"]}
-        wrong = [n for n, r in regions.items() if r.name != n]
-        if wrong:
-            raise DamagedArtifact("a region's text has another name than its file", field=wrong[0])
-        found[name] = Program.from_json(part, regions)
-    return found
+    return {name: read_part(part, text_of) for name, part in {MAIN: data, **stages}.items()}
+
+
+def read_part(part: dict[str, Any], text_of: Callable[[str], str]) -> Program:
+    """One part as program.json describes it. Raises DamagedArtifact, IncompatibleArtifact."""
+    if not isinstance(part.get("regions"), list) or not all(isinstance(region, str) for region in part["regions"]):
+        raise DamagedArtifact("a part of the program does not list its regions", file="program.json", field="regions")
+    regions = {region: Region.parse(text_of(region)) for region in part["regions"]}
+    wrong = [n for n, r in regions.items() if r.name != n]
+    if wrong:
+        raise DamagedArtifact("a region's text has another name than its file", field=wrong[0])
+    return Program.from_json(part, regions)
 
 
 def _places(data: Any) -> Places:

@@ -231,3 +231,8 @@ def linear_weights(model: nn.Module) -> list[str]:
             found += [f"{path}.{name}" for name, own in module.named_parameters(recurse=False)
                       if own.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)]
     return found
+
+
+def tensor_parallel_plan(model: Any) -> dict[str, str]:
+    """transformers' plan for cutting a text model among ranks: a module's path, * for a layer's number -> how it is cut."""
+    return {**(model.config.get_text_config().base_model_tp_plan or {}), **(type(model)._tp_plan or {})}

@@ -75,12 +75,12 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
         region, keeps, note = smaller
     draw = torch.Generator().manual_seed(11)
     weights = {name: _weight(name, keep, region, draw) for name, keep in keeps.items()}
-    wide, low = _widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
+    wide, low = widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
     quantised = any(k.rounds for k in keeps.values())
     worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
     held = {n: keeps[n].held(w) for n, w in weights.items()}
     for sizes in _shapes(region):
-        given = {name: _input(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
+        given = {name: input_for(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
         if "index" in given:
             clear = _clear_choices(wide, {**given, **held}, draw)
             given |= {name: tensor.to(given[name].dtype) for name, tensor in clear.items()}
@@ -131,7 +131,7 @@ def _run(call: Any, region: Region, values: dict[str, torch.Tensor]) -> list[tor
     return made + [t for t, (_, role, _) in zip(given, region.inputs, strict=True) if role == "cache"]
 
 
-def _widened(region: Region) -> Region:
+def widened(region: Region) -> Region:
     """The same text in float32."""
     def wide(spec: Spec) -> Spec:
         return Spec("float32" if spec.dtype == "bfloat16" else spec.dtype, spec.shape)
@@ -160,7 +160,7 @@ def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> tor
     return out.copy_(drawn.to(getattr(torch, keep.dtype)))
 
 
-def _input(name: str, spec: Spec, sizes: dict[str, Any], draw: torch.Generator) -> torch.Tensor:
+def input_for(name: str, spec: Spec, sizes: dict[str, Any], draw: torch.Generator) -> torch.Tensor:
     shape = [int(sizes.get(str(s), s)) for s in spec.shape]
     if GRIDS in sizes and not spec.dtype.startswith(("float", "bfloat")):
         return of_images(name, sizes[GRIDS], draw)
@@ -174,12 +174,12 @@ def _input(name: str, spec: Spec, sizes: dict[str, Any], draw: torch.Generator) 
         first = [max(0, sizes["L"] - sizes["S"] - 9 * b) for b in range(sizes["B"])]
         return torch.tensor(first).unsqueeze(1) + torch.arange(sizes["S"])
     if spec.dtype == "int32":  # what an indexer chose: every slot that is there, or as many of the visible ones
-        return torch.stack([torch.stack([_chosen(int(p), shape[-1], draw) for p in row]) for row in _input(
+        return torch.stack([torch.stack([_chosen(int(p), shape[-1], draw) for p in row]) for row in input_for(
             "positions", Spec("int64", ("B", "S")), sizes, draw)])
     if spec.dtype == "int64":
         return torch.randint(0, 64, shape, generator=draw)
     if spec.dtype == "bool":
-        return torch.arange(sizes["L"]) <= _input("positions", Spec("int64", ("B", "S")), sizes, draw).view(
+        return torch.arange(sizes["L"]) <= input_for("positions", Spec("int64", ("B", "S")), sizes, draw).view(
             sizes["B"], 1, sizes["S"], 1)
     return torch.randn(shape, generator=draw).to(getattr(torch, spec.dtype))
 

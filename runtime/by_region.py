@@ -16,6 +16,7 @@ from glmc.runtime.device import Device
 from glmc.runtime.engines import fx, native
 from glmc.runtime.memory import Cache, slots_of
 from glmc.runtime.prompt import Placed
+from glmc.runtime.ranks import Ranks
 from glmc.runtime.steps import Steps
 from glmc.runtime.transfer import to_device
 
@@ -27,15 +28,17 @@ class ByRegion:
     """A program's regions bound to weights and to a cache. Logits are on the host, or on a device that is run ahead."""
 
     def __init__(self, artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Any]],
-                 device: Device, kept: dict[str, Keep]) -> None:
+                 device: Device, kept: dict[str, Keep], ranks: Ranks) -> None:
         self.device = device
-        self.steps = Steps(program, weights, calls, kept)
+        self.steps = Steps(program, weights, calls, kept, ranks)
         self.axes = any(name == "where" for region in program.regions.values() for name, _, _ in region.inputs)
         self.features = _features(program, device.torch)
         bounds = artifact.manifest["bounds"]
         self.least, most = slots_of(artifact.manifest)
         self.cache = Cache(program, bounds["max_batch"], most, device.torch)
-        self.decoder = device.record and Decoder(self._decode, device.record, bounds["max_len"], device.torch)
+        # What moves between ranks is no work of the device alone, which a recording would hold.
+        record = device.record if ranks.size == 1 else None
+        self.decoder = record and Decoder(self._decode, record, bounds["max_len"], device.torch)
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None,
                ) -> torch.Tensor:

@@ -6,6 +6,8 @@ waits; the price is one step too many where a stop token ends the answer.
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -76,7 +78,7 @@ def _loop(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sa
     began = time.perf_counter()
     rows = len(prompts)
     holder = model.take_cache()
-    sampler = Sampler(sampling, rows)
+    sampler = Sampler(_agreed(model, sampling), rows)
     answers = [Generation(prompt_tokens=len(prompt.ids), seed=sampler.seed, notes=list(prompt.notes)) for prompt in prompts]
     streams = [model.text.stream() if model.text.decodes else None for _ in prompts]
     stops = model.text.stop_ids
@@ -131,3 +133,11 @@ def _loop(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sa
         answer.timings = {"prefill": prefilled - began, "first_token": first - began, "decode": ended - first,
                           "total": ended - began}
     return answers
+
+
+def _agreed(model: Model, sampling: Sampling) -> Sampling:
+    """The sampling that all ranks do: where none was asked for, the seed is the main rank's."""
+    if model.ranks.size == 1 or sampling.seed is not None or sampling.temperature == 0:
+        return sampling
+    drawn = model.ranks.main_then_broadcast("seed", lambda: {"seed": torch.tensor(secrets.randbits(63))})
+    return dataclasses.replace(sampling, seed=int(drawn["seed"]))

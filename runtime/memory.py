@@ -39,5 +39,5 @@ class Cache:
 
 
 def _named(program: Program) -> dict[str, Spec]:
-    return {name: spec for step in program.steps
+    return {name: spec for step in program.steps if not step.moves
             for name, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True) if role == "cache"}

@@ -25,6 +25,8 @@ from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.media.settings import Settings
 from glmc.runtime.memory import cache_bytes
 from glmc.runtime.prompt import Placed, Prompt
+from glmc.runtime.ranked import Share
+from glmc.runtime.ranks import Alone, Ranks
 from glmc.runtime.sample import Sampling
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
@@ -36,16 +38,17 @@ if TYPE_CHECKING:
     from glmc.runtime.image.pipeline import ImageModel
 
 
-def load(path: Any, threads: int | None = None, device: str | None = None) -> Model | ImageModel:
+def load(path: Any, threads: int | None = None, device: str | None = None, ranks: Ranks | None = None) -> Model | ImageModel:
     """Open the artefact folder `path` and make it ready to generate text, or pictures.
 
     threads: CPU threads, at most the cores that this process may use; None takes them all.
     device: None is the target's own; see glmc.runtime.device. An artefact of the native engine sets torch's own threads to one.
-    Raises UsageError (device, threads), DamagedArtifact, IncompatibleArtifact, StorageError.
+    ranks: those that run the text model together, each with its share of the weights; all must ask for the same.
+    Raises UsageError (device, threads, ranks), DamagedArtifact, IncompatibleArtifact, StorageError.
     """
     artifact = Artifact.open(Path(path))
     if artifact.manifest["dims"].get("pictures") is None:
-        return Model(artifact, device, threads)
+        return Model(artifact, device, threads, ranks)
     from glmc.runtime.image.pipeline import ImageModel  # which is made of a Model
 
     return ImageModel(artifact, device, threads)
@@ -54,9 +57,10 @@ def load(path: Any, threads: int | None = None, device: str | None = None) -> Mo
 class Model:
     """A model that generates. `timings` holds the seconds of each phase of opening."""
 
-    def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
+                 ) -> None:
         began = time.perf_counter()
-        self.artifact = artifact
+        self.artifact, self.ranks = artifact, ranks or Alone()
         self.threads = _threads(threads)
         # The native engine has threads of its own: torch's, which wait by spinning, would take the cores from them.
         if artifact.manifest["engine"] == "native":
@@ -66,16 +70,20 @@ class Model:
         manifest = artifact.manifest
         self.dims, self.bounds = manifest["dims"], manifest["bounds"]
         self.programs = read_programs(artifact)
+        self.kept = _kept(artifact, self.programs)
+        share = Share(artifact, self.programs, self.kept, self.ranks) if self.ranks.size > 1 else None
+        if share is not None:
+            self.programs, self.kept = {**self.programs, MAIN: share.program}, share.kept
         self.program = program = self.programs[MAIN]
         self.device = open_device(artifact, device, cache_bytes(program, manifest))
         if self.device.stale:
             warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
         opened = time.perf_counter()
-        self.kept = _kept(artifact, self.programs)
         whole = manifest["engine"] == "native"
         with ThreadPoolExecutor(1) as beside:
             code = None if whole else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
             self.weights = artifact.load_weights(self.threads, self.device.staging and self.device.staging())
+            self.weights = self.weights if share is None else share.weights(self.weights)
             self.calls = code and code.result()
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
@@ -93,11 +101,11 @@ class Model:
     def by_region(self) -> ByRegion:
         """The program as regions that run one by one, with a cache of their own."""
         calls = self.calls or open_code(self.artifact, self.program, self.max_batch, self.device)
-        return ByRegion(self.artifact, self.program, self.weights, calls, self.device, self.kept)
+        return ByRegion(self.artifact, self.program, self.weights, calls, self.device, self.kept, self.ranks)
 
     def _whole(self) -> Whole:
         check_weights(self.program, self.weights, self.kept)
-        return Whole(self.artifact, self.program, self.weights, self.kept, self.threads)
+        return Whole(self.artifact, self.program, self.weights, self.kept, self.threads, self.ranks)
 
     @property
     def max_len(self) -> int:

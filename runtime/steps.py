@@ -11,6 +11,7 @@ import torch
 from glmc.errors import DamagedArtifact
 from glmc.native.keep import Keep
 from glmc.program import FORMS, Program, Step
+from glmc.runtime.ranks import Alone, Ranks
 
 Call = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 Move = Callable[[Step, list[torch.Tensor]], Sequence[torch.Tensor]]
@@ -49,21 +50,24 @@ class Steps:
     """A program bound to its weights and to the regions' calls by form: calls[form][region]."""
 
     def __init__(self, program: Program, weights: dict[str, torch.Tensor], calls: dict[str, dict[str, Call]],
-                 kept: dict[str, Keep] | None = None) -> None:
-        """kept: how weights are kept where that is not as the regions' text has them."""
-        self.calls = calls
+                 kept: dict[str, Keep] | None = None, ranks: Ranks | None = None) -> None:
+        """kept: how weights are kept where that is not as the regions' text has them. ranks: who the steps between regions
+        move values among."""
+        self.calls, self.ranks = calls, ranks or Alone()
         check_weights(program, weights, kept or {})
         self.logits = program.logits
         needed = {program.logits}
         bound: list[_Bound] = []
         for step in reversed(program.steps):
-            taken = () if step.moves else program.regions[step.region].inputs
             release = tuple(n for n in dict.fromkeys(step.inputs) if n.startswith("value:") and n not in needed)
             needed.update(release)
             inputs: list[Any] = []
             holes: list[tuple[int, str]] = []
             rows: list[tuple[int, int]] = []
-            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, taken, strict=not step.moves)):
+            if step.moves:
+                bound.append(_Bound(step, (None,) * len(step.inputs), tuple(enumerate(step.inputs)), (), release))
+                continue
+            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, program.regions[step.region].inputs, strict=True)):
                 if role == "weight":
                     weight = name.removeprefix("weight:")
                     inputs.append(kept[weight].bound(weights[weight]) if kept and weight in kept else weights[weight])
@@ -75,33 +79,41 @@ class Steps:
             bound.append(_Bound(step, tuple(inputs), tuple(holes), tuple(rows), release))
         self._steps = bound[::-1]
 
-    def ready(self, number: int, form: str, values: dict[str, torch.Tensor], every_row: bool) -> tuple[Call, list[Any]]:
+    def ready(self, number: int, form: str, values: dict[str, torch.Tensor], every_row: bool,
+              moves: Mapping[str, Move] | None = None) -> tuple[Call, list[Any]]:
         """Step `number`'s call in `form` and what it is called with; `values` holds what the steps before it made."""
         bound = self._steps[number]
         inputs: list[Any] = list(bound.inputs)
         for position, name in bound.holes:
             inputs[position] = values[name]
+        if bound.step.moves:
+            return self._move(bound.step, moves or {}), inputs
         if bound.step.rows == "last" and not every_row and "S" not in FORMS[form]:
             for position, dim in bound.rows:
                 inputs[position] = inputs[position].narrow(dim, inputs[position].shape[dim] - 1, 1).contiguous()
             form = "decode"
         return self.calls[form][bound.step.region], inputs
 
+    def _move(self, step: Step, moves: Mapping[str, Move]) -> Call:
+        """A step between regions as a call."""
+        if step.region in moves:
+            return lambda given: moves[step.region](step, given)
+        if step.region == "all_reduce":
+            return lambda given: [self.ranks.all_reduce(given[0].contiguous())]
+        if step.region == "all_gather" and "after" not in step.fixed:
+            return lambda given: [self.ranks.all_gather(given[0].contiguous(), int(step.fixed["dim"]))]
+        raise DamagedArtifact("a step between regions is none that this part has", file="program.json", found=step.region)
+
     def run(self, form: str, named: dict[str, torch.Tensor], every_row: bool, moves: Mapping[str, Move] | None = None,
             ) -> torch.Tensor:
-        """Run all steps. named: input:NAME and cache:NAME. moves: by name, for a program that has steps between regions.
+        """Run all steps. named: input:NAME and cache:NAME. moves: steps between regions that are others than sums and joins.
 
         Returns logits [B, S or 1, vocabulary].
         """
         values = dict(named)
         for number, bound in enumerate(self._steps):
-            if bound.step.moves:
-                made = (moves or {})[bound.step.region](bound.step, [values[name] for name in bound.step.inputs])
-            else:
-                call, inputs = self.ready(number, form, values, every_row)
-                made = call(inputs)
-                del inputs
+            call, inputs = self.ready(number, form, values, every_row, moves)
             for name in bound.release:
                 del values[name]
-            values.update(zip(bound.step.outputs, made, strict=True))
+            values.update(zip(bound.step.outputs, call(inputs), strict=True))
         return values[self.logits]

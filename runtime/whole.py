@@ -14,26 +14,29 @@ from glmc.native.executor import Executor
 from glmc.native.keep import Keep
 from glmc.program import Program
 from glmc.runtime.prompt import Placed
+from glmc.runtime.ranks import Ranks
 
 PIECE = 1024
 """Tokens of a prompt that are run at once: their activations stay near the cores, and memory does not grow with the prompt."""
 
 
 class Whole:
-    """The program on `threads` threads of the native library, and its cache."""
+    """The program on `threads` threads of the native library, and its cache. `own`: the width of this rank's logits."""
 
     def __init__(self, artifact: Artifact, program: Program, weights: dict[str, torch.Tensor], kept: dict[str, Keep],
-                 threads: int) -> None:
+                 threads: int, ranks: Ranks) -> None:
         manifest = artifact.manifest
         dims, bounds = manifest["dims"], manifest["bounds"]
         flat = whole(program)
         self.slots = bounds["max_len"]
         parts, dtype = caches_of(program.regions.values())
         self.cache = Cache(dims["layers"], bounds["max_batch"], bounds["max_len"], parts, getattr(torch, dtype))
-        self.vocabulary, self.width = dims["vocabulary"], flat.widths[flat.values[program.logits]]
+        self.ranks, self.own = ranks, flat.widths[flat.values[program.logits]]
+        self.gathers, self.vocabulary = flat.gathers, dims["vocabulary"]
         self.rows = torch.arange(bounds["max_batch"])
         self.executor = Executor(flat.items, flat.widths, weights, kept, self.cache,
-                                 min(PIECE, max(bounds["max_len"], bounds["max_batch"])), threads)
+                                 min(PIECE, max(bounds["max_len"], bounds["max_batch"])), threads, (), flat.sums,
+                                 ranks.all_reduce)
 
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary].
@@ -44,7 +47,7 @@ class Whole:
         _inside("the cache", "row", (row,), len(self.rows))
         _inside("the vocabulary", "ids", ids, self.vocabulary)
         tokens, last = torch.tensor(ids, dtype=torch.int64), len(ids) - 1
-        logits = torch.empty(len(ids) if every_row else 1, self.width)
+        logits = torch.empty(len(ids) if every_row else 1, self.own)
         most = self.executor.tokens
         for at in range(0, len(ids), most):
             piece = tokens[at:at + most]
@@ -53,7 +56,7 @@ class Whole:
             which = torch.arange(len(piece)) if every_row else torch.tensor(ends, dtype=torch.int64)
             self.executor.run(piece, positions, torch.full_like(piece, row), which, logits[at:] if every_row else logits,
                               **(_seen(placed, at, at + len(piece)) if placed else {}))
-        return logits.unsqueeze(0)
+        return self._whole(logits).unsqueeze(0)
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1, 2 or 4] -> logits [B, 1, V].
@@ -67,9 +70,12 @@ class Whole:
         _inside("the cache", "rows", (len(tokens) - 1,), len(self.rows))
         _inside("the vocabulary", "tokens", tokens.flatten().tolist(), self.vocabulary)
         rows = self.rows[:len(tokens)]
-        logits = torch.empty(len(tokens), 1, self.width)
+        logits = torch.empty(len(tokens), 1, self.own)
         self.executor.run(tokens.flatten().contiguous(), at, rows, rows, logits, turns)
-        return logits
+        return self._whole(logits)
+
+    def _whole(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.ranks.all_gather(logits, -1) if self.gathers else logits
 
 
 def _seen(placed: Placed, begin: int, end: int) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ from glmc import families
 from glmc.checkpoint.components import read_config
 from glmc.runtime.session import Model
 
+INNER = ("text_config", "vision_config")
 MAX_LEN = 80
 MAX_BATCH = 3
 _SHALLOW = {"num_hidden_layers": 2}
@@ -58,6 +59,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm-tied-no-bias": ("glm", {"tie_word_embeddings": True, "attention_bias": False, **_SHALLOW}),
 }
 """Name -> family and what differs from the family's tiny configuration."""
+
+_TWO = {"num_hidden_layers": 2}
+_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4}
+_LATENT = {"num_attention_heads": 4, "num_key_value_heads": 4}
+_SEEN = {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, **_TWO}
+RANKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "glm-ranks": ("glm", {**_HEADS, "vocab_size": 132, **_TWO}),
+    "glm4-ranks": ("glm4", {**_HEADS, **_TWO}),
+    "glm4_moe-ranks": ("glm4_moe", {**_HEADS, "vocab_size": 132, **_TWO}),
+    "glm4_moe_lite-ranks": ("glm4_moe_lite", {**_LATENT, **_TWO}),
+    "glm_moe_dsa-ranks": ("glm_moe_dsa", {**_LATENT, "vocab_size": 132, "indexer_types": ["full", "shared"], **_TWO}),
+    "glm-tied-ranks": ("glm", {**_HEADS, "vocab_size": 132, "tie_word_embeddings": True, **_TWO}),
+    **{f"{name}-ranks": (name, {"text_config": _SEEN, "vision_config": {"out_hidden_size": 48}})
+       for name in ("glm4v", "glm46v", "glmga")},
+    **{f"{name}-ranks": (name, {"text_config": _TWO}) for name in ("glm4v_moe", "glm_ocr")},
+}
+"""Models whose sizes 2 ranks divide, most of them 4 too. The changes of a vision family are those of the two configurations in it."""
 
 
 MARKS = {"image": "<|image|>", "video": "<|video|>", "image_start": "<|begin_of_image|>", "image_end": "<|end_of_image|>",
@@ -88,9 +106,12 @@ class Made:
 
 
 def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
-    """The family's tiny configuration with `changes`, where a tuple stands for a list; the keys of config.json."""
-    listed = {name: [*value] if isinstance(value, tuple) else value for name, value in changes.items()}
-    return {**families.load({"model_type": family}).TINY, **listed}
+    """The family's tiny configuration with `changes`, where a tuple stands for a list and a configuration of INNER for what differs
+    in it; the keys of config.json."""
+    tiny = families.load({"model_type": family}).TINY
+    listed = {name: [*value] if isinstance(value, tuple) else {**tiny[name], **value} if name in INNER else value
+              for name, value in changes.items()}
+    return {**tiny, **listed}
 
 
 def randomised(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.nn.Module:
@@ -165,7 +186,7 @@ def scratch() -> Path:
 @functools.cache
 def published(variant: str, dtype: str = "float32", **changes: Any) -> tuple[dict[str, Any], torch.nn.Module, Path]:
     """(config, transformers model, checkpoint folder) of a variant."""
-    family, differs = VARIANTS.get(variant, (variant, {}))
+    family, differs = (VARIANTS | RANKED).get(variant, (variant, {}))
     config = tiny_config(family, torch_dtype=dtype, **{**differs, **changes})
     model = randomised(config, getattr(torch, dtype))
     folder = Path(tempfile.mkdtemp(prefix=f"{variant}-", dir=scratch()))

@@ -16,11 +16,14 @@ _LAYER = re.compile(r"^cache:\w+\.(\d+)$")
 
 @dataclass
 class Flat:
-    """Items, the width of each register, and the registers of named values."""
+    """Items, the width of each register, and the registers of named values. sums: (items before it, register) of each sum over
+    ranks. gathers: whether the logits are a part of each rank's."""
 
     items: list[Item] = field(default_factory=list)
     widths: dict[int, int] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
+    sums: list[tuple[int, int]] = field(default_factory=list)
+    gathers: bool = False
 
     def new(self, width: int) -> int:
         self.widths[len(self.widths)] = width
@@ -32,7 +35,18 @@ def whole(program: Program) -> Flat:
     InternalError."""
     found = {name: lowered(region) for name, region in program.regions.items()}
     flat = Flat()
+    logits = program.logits
     for step in program.steps:
+        if step.moves:
+            (before,), (after,) = step.inputs, step.outputs
+            if step.region == "all_reduce":
+                flat.sums.append((len(flat.items), flat.values[before]))
+            elif step.region != "all_gather" or after != logits or flat.gathers:
+                raise InternalError("the native engine does not know this step between regions", field=step.region)
+            else:
+                logits, flat.gathers = before, True
+            flat.values[after] = flat.values[before]
+            continue
         piece = found[step.region]
         names = dict(zip((name for name, _, _ in piece.region.inputs), step.inputs, strict=True))
         for local, reg in piece.inputs.items():
@@ -50,7 +64,7 @@ def whole(program: Program) -> Flat:
         _add(flat, piece, registers, names, last)
         flat.values |= {name: registers[reg] for name, reg in zip(step.outputs, piece.outputs, strict=True) if reg is not None}
     end = flat.items[-1]
-    if end.call.kernel != "linear" or [end.registers[r] for r in end.call.writes] != [flat.values.get(program.logits)]:
+    if end.call.kernel != "linear" or [end.registers[r] for r in end.call.writes] != [flat.values.get(logits)]:
         raise InternalError("the program does not end with the product that makes the logits", found=end.call.kernel)
     flat.items[-1] = Item(end.call, end.registers, end.weights, end.layer, end.wanted, logits=True)
     return flat

@@ -35,13 +35,16 @@ class Item:
 
 class Executor:
     """Runs steps of at most `tokens` tokens. widths: register -> floats a row. pinned: registers that keep memory of their own.
+    sums: (items before it, register) of each sum over ranks, which `reduce` makes of float32 [tokens, width].
 
     weights and cache must live as long as this does, and do: they are held. Raises StorageError where memory is short.
     """
 
     def __init__(self, items: Sequence[Item], widths: Mapping[int, int], weights: Mapping[str, torch.Tensor],
-                 kept: Mapping[str, Keep], cache: Cache | None, tokens: int, threads: int, pinned: Sequence[int] = ()) -> None:
+                 kept: Mapping[str, Keep], cache: Cache | None, tokens: int, threads: int, pinned: Sequence[int] = (),
+                 sums: Sequence[tuple[int, int]] = (), reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         self.tokens, self.threads, self.items = tokens, threads, items
+        self._sums, self._reduce = sums, reduce
         self._held = weights, cache
         self._strides = _strides(widths)
         self._widths = widths
@@ -130,7 +133,15 @@ class Executor:
                            *optional, 0 if ends is None else len(ends) - 1, *(None if t is None else t.data_ptr()
                                                                             for t in (ends, grid)))
         with self._turn:
-            self._library.glmc_run(self._opened, ctypes.byref(step))
+            if self._reduce is None or not self._sums:
+                self._library.glmc_run(self._opened, ctypes.byref(step))
+                return
+            begin = 0
+            for end, reg in self._sums:
+                self._library.glmc_run_part(self._opened, ctypes.byref(step), begin, end)
+                rows, begin = self.rows(reg, len(ids)), end
+                rows.copy_(self._reduce(rows.contiguous()))
+            self._library.glmc_run_part(self._opened, ctypes.byref(step), begin, len(self.items))
 
     def profile(self) -> torch.Tensor:
         """float64 [items]: from now on the seconds of each item, added up over the steps."""

@@ -209,6 +209,8 @@ def forms(program: Program, quant: str | None, sources: Mapping[str, str] = {}) 
         _told(lambda: caches_of(program.regions.values()), "program")
     found: dict[str, tuple[Need, Spec, str]] = {}
     for step in program.steps:
+        if step.moves:
+            continue
         region = program.regions[step.region]
         for name, (local, role, spec) in zip(step.inputs, region.inputs, strict=True):
             if role != "weight":
@@ -240,6 +242,8 @@ def forms_for_gpu(program: Program, sources: Mapping[str, str]) -> dict[str, Kee
     others: set[str] = set()
     products = {name: _products(region) for name, region in program.regions.items()}
     for step in program.steps:
+        if step.moves:
+            continue
         for name, (local, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
             weight = name.removeprefix("weight:")
             if role != "weight" or weight not in sources:

@@ -82,6 +82,7 @@ struct Program {
     char* shared = nullptr;
     const Step* step = nullptr;
     double* seconds = nullptr;  // where the time of each instruction is added up, if somebody wants it
+    size_t first = 0, last = 0;  // the instructions of this run, `last` not among them
 
     ~Program() {
         pool.reset();
@@ -100,7 +101,7 @@ void work(void* given, int thread) {
     bool pending = false;
     double* seconds = thread ? nullptr : program.seconds;
     double before = seconds ? now() : 0;
-    for (size_t i = 0; i < program.instructions.size(); i++) {
+    for (size_t i = program.first; i < program.last; i++) {
         const Instruction& it = program.instructions[i];
         const Kernel& kernel = kernels[it.op];
         bool small = kernel.small && c.rows(it) <= FEW;
@@ -152,11 +153,18 @@ EXPORTED void* glmc_open(const glmc::Instruction* instructions, int64_t count, i
     return program.release();
 }
 
-EXPORTED void glmc_run(void* opened, const glmc::Step* step) {
+// A step's instructions from `first` up to `last`; ranks exchange what they have between such runs.
+EXPORTED void glmc_run_part(void* opened, const glmc::Step* step, int64_t first, int64_t last) {
     auto& program = *(glmc::Program*)opened;
     program.step = step;
+    program.first = first;
+    program.last = last;
     for (auto& counter : program.counters) counter.value.store(0, std::memory_order_relaxed);
     program.pool->run(glmc::work, &program);
+}
+
+EXPORTED void glmc_run(void* opened, const glmc::Step* step) {
+    glmc_run_part(opened, step, 0, ((glmc::Program*)opened)->instructions.size());
 }
 
 // From the next step on add each instruction's seconds, as the first thread sees them, to `seconds`; nullptr ends it.

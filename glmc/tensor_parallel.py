@@ -1,0 +1,35 @@
+"""The text model for several ranks, made when a model is compiled: placed, lowered for the engine, and proved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from glmc import published
+from glmc.errors import UnsupportedTarget
+from glmc.native.keep import Keep, coded, forms
+from glmc.native.share import degrees
+from glmc.passes.place import Plan, place
+from glmc.passes.prove_placement import PlacementProof, prove_placement
+from glmc.placement import Placement
+from glmc.survey import Survey
+
+
+def placement_of(surveyed: Survey, keeps: Mapping[str, Keep], quant: str | None,
+                 ) -> tuple[Placement | None, list[PlacementProof], list[str]]:
+    """The placement and its proofs, or None, and notes on what is not cut and why. Raises NumericError."""
+    if surveyed.target.engine == "aoti":
+        return None, [], ["several ranks cannot run this artefact: the engine aoti compiles regions for whole weights"]
+    rows = {name: len(parameter) for name, parameter in surveyed.module.named_parameters(remove_duplicate=False)}
+    joined = {name: tuple((part, rows[part]) for part in parts) for name, parts in surveyed.joined.items()}
+    found, notes = place(surveyed.program, Plan(published.tensor_parallel_plan(surveyed.module), joined))
+    if found is None:
+        return None, [], notes
+    able = degrees(found, keeps)
+    if not able:
+        return None, [], [*notes, "several ranks cannot run this artefact: a cut goes through groups of quantised inputs"]
+    if surveyed.target.engine == "native":
+        try:
+            forms(found.program.at(able[0]), quant, coded(keeps))
+        except UnsupportedTarget as reason:
+            return None, [], [*notes, f"several ranks cannot run this artefact: {reason.found}"]
+    return found, prove_placement(surveyed.program, found, able[0]), notes
