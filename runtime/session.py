@@ -25,6 +25,7 @@ from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.media.settings import Settings
 from glmc.runtime.memory import cache_bytes
 from glmc.runtime.prompt import Placed, Prompt
+from glmc.runtime.ranks import Alone, Ranks
 from glmc.runtime.sample import Sampling
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
@@ -33,21 +34,24 @@ from glmc.runtime.vision import STAGE, Vision
 from glmc.runtime.whole import Whole
 
 
-def load(path: Any, threads: int | None = None, device: str | None = None) -> Model:
+def load(path: Any, threads: int | None = None, device: str | None = None, ranks: Ranks | None = None) -> Model:
     """Open the artefact folder `path` and make it ready to generate.
 
+    ranks: the processes that run it together; None is this one alone.
     threads: CPU threads, at most the cores that this process may use; None takes them all.
     device: None is the target's own; see glmc.runtime.device. An artefact of the native engine sets torch's own threads to one.
     Raises UsageError (device, threads), DamagedArtifact, IncompatibleArtifact, StorageError.
     """
-    return Model(Artifact.open(Path(path)), device, threads)
+    return Model(Artifact.open(Path(path)), device, threads, ranks)
 
 
 class Model:
     """A model that generates. `timings` holds the seconds of each phase of opening."""
 
-    def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
+                 ) -> None:
         began = time.perf_counter()
+        self.ranks: Ranks = ranks or Alone()
         self.artifact = artifact
         self.threads = _threads(threads)
         # The native engine has threads of its own: torch's, which wait by spinning, would take the cores from them.
