@@ -69,6 +69,8 @@ def _work(given: argparse.Namespace, report: Report, deadline: float, rank: int,
         kind: type[World] = type("PlantedWorld", (FaultyWorld,), {"fault": fault})
     else:
         kind = World
+    if fault:
+        fault.at(rank, "meet", deadline)
     threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     torch.set_num_threads(threads)
     report.tell("stage", stage="start")

@@ -106,7 +106,7 @@ def decode(data: bytes | bytearray | memoryview) -> Header:
     except UnicodeDecodeError:
         raise RankError("the name of a stage is not text", found=stage.hex()) from None
     made = Header(run, name, number, sequence, OPS[op], rank, _NAMES[dtype], tuple(shape[:dims]), length, digest, status)
-    if "\0" in name or any(shape[dims:]):
+    if "\0" in name or any(shape[dims:]) or data[7] or any(data[PLACE + 3:PLACE + 8]) or any(data[TAG + 2:TAG + 4]):
         raise RankError("the header of a message between ranks is not filled up with zeros")
     if fault := _fault(made):
         raise RankError("the header of a message between ranks is out of bounds", found=fault)

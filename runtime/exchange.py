@@ -89,6 +89,17 @@ class Exchange:
         for i, work in self._coming:
             self.wait(work, i, stage)
 
+    def leave(self) -> None:
+        """After the last swap: HUB stays until the others have what it sent, which would be lost with its connections."""
+        if self.rank == HUB:
+            for _, work in self._coming:
+                try:
+                    work.wait(timedelta(seconds=self.deadline))
+                except RuntimeError as fault:  # it has everything, and has gone
+                    self._told.append(fault)
+        else:
+            self.wait(self._begin(self.group.send, self.outgoing, HUB, _FRAME, "close"), HUB, "close")
+
     def trade(self, mine: torch.Tensor, theirs: torch.Tensor, stage: str) -> None:
         """Between two ranks: `mine` for the other's tensor of the same shape and dtype, written to `theirs`."""
         turns = ((self.group.recv, theirs), (self.group.send, mine))

@@ -22,8 +22,8 @@ from glmc.runtime import envelope
 from glmc.runtime.exchange import BODY
 from glmc.runtime.world import World
 
-PHASES = {"start": "start", "load": "load", "prompt": "prompt", "decode": "decode 2", "close": "close"}
-"""Name -> the stage in which a fault strikes."""
+PHASES = {"meet": "", "start": "start", "load": "load", "prompt": "prompt", "decode": "decode 2", "close": "close"}
+"""Name -> the stage in which a fault strikes; meet: before the rank knows any other."""
 KINDS = ("raise", "kill", "freeze", "hang", "slow", "exit0", "skip", "shape", "dtype", "corrupt", "disagree", "nan")
 """What a rank does. hang: lives and never comes. slow: comes at 0.8 of the deadline, which is no fault. skip: leaves out a call
 and goes on. shape, dtype, corrupt: its header says something else. disagree: it holds other facts, tokens or ids."""
@@ -56,6 +56,11 @@ class Fault:
             raise UsageError("the fault cannot be read", field="GLMC_FAULT", found=text,
                              expected=f"rank=N,stage={'|'.join(PHASES)},kind={'|'.join(KINDS)}")
         return Fault(int(said["rank"]), said["stage"], said["kind"], said.get("mark", ""))
+
+    def at(self, rank: int, phase: str, deadline: float) -> None:
+        """Strike if it is this rank's fault and phase."""
+        if (rank, phase) == (self.rank, self.phase):
+            self.strike(deadline)
 
     def strike(self, deadline: float) -> None:
         """What happens to the process as a whole; other kinds leave it alone."""

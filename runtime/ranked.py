@@ -1,4 +1,4 @@
-"""One request, answered by all ranks together: rank 0 reads the prompt and sends it, and every step begins with the same tokens.
+"""One request, answered by all ranks together: rank 0 reads the prompt and sends it, and each step begins with the same tokens.
 
 Each rank chooses tokens for itself, by the seed that rank 0 drew, and the ranks compare what they chose before the next step:
 what one of them computes differently ends the request and never reaches the answer. On a device whose tokens stay there, they
