@@ -107,6 +107,12 @@ class Collectives:
             told = [str(one.get(wrong[0])) for one in said] if wrong else [header.what() for header in headers]
             raise self._apart("the ranks disagree", wrong[0] if wrong else None, told)
 
+    def part(self) -> None:
+        """Begin the last stage and leave it: nobody goes while another still works. Raises RankError where one has gone."""
+        self.same("close")
+        self.exchange.mine[:HEADER] = encode(self.header("close"))
+        self.exchange.leave()
+
     def fail(self, error: BaseException) -> GlmcError:
         """Tell the others why this rank stops; the error to raise here."""
         fault = RankFault.of(error, self.exchange.members[self.rank], self.stage)
@@ -183,7 +189,8 @@ class Collectives:
             headers.append(header)
         if self._differ(length):
             ahead = max(header.number for header in headers)
-            culprits = [i for i, header in enumerate(headers) if header.number == ahead]
+            culprits = ([i for i, header in enumerate(headers) if header.op == "close"]
+                        or [i for i, header in enumerate(headers) if header.number == ahead])
             raise self._apart("the ranks are not at the same call; one left out a call, or made one too many", self.stage,
                               [header.place() for header in headers], culprits if len(culprits) < self.size else None)
         return headers

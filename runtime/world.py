@@ -92,8 +92,7 @@ class World(Collectives):
 
     def close(self) -> None:
         """Part together: nobody leaves while another still works. Raises RankError where one has left already."""
-        self.same("close")
-        self.exchange.leave()
+        self.part()
         if self._backend:
             dist.destroy_process_group()
 
