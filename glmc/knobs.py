@@ -25,6 +25,8 @@ KNOBS = {k.name: k for k in (
     Knob("GLMC_ONLY", list, (), "fusions that may be taken, by name, separated by commas; empty means all"),
     Knob("GLMC_ISA", str, "", "the build of the native library to use: avx512, avx2 or plain; empty means the best"),
     Knob("GLMC_TIMING", int, 1, "0 leaves fusions untimed where the target's GPU is here; their gains are then predicted"),
+    Knob("GLMC_DEADLINE", int, 60, "the most seconds that one of several processes waits for another, in any stage"),
+    Knob("GLMC_FAULT", str, "", "a fault to plant in one of several processes, for tests: rank=1,stage=decode,kind=kill"),
     Knob("GLMC_CACHE", str, "", "a folder where compiled regions are kept between compilations; empty means none"),
 )}
 

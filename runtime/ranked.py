@@ -1,57 +1,98 @@
-"""An artefact's text model as one of several ranks runs it: whether so many can, and this one's share of the weights."""
+"""One request, answered by all ranks together: rank 0 reads the prompt and sends it, and each step begins with the same tokens.
+
+Each rank chooses tokens for itself, by the seed that rank 0 drew, and the ranks compare what they chose before the next step:
+what one of them computes differently ends the request and never reaches the answer. On a device whose tokens stay there, they
+are compared once, with the whole answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
 
 from glmc.artifact import Artifact
-from glmc.errors import UsageError
-from glmc.native.keep import Keep, coded
-from glmc.native.keeps import keeps_of
-from glmc.native.share import degrees, share
-from glmc.placement import Placement, read_placement
-from glmc.program import MAIN, Program
-from glmc.runtime.ranks import Ranks
+from glmc.errors import InternalError
+from glmc.runtime.generate import Generation, Stream, generate
+from glmc.runtime.prompt import Prompt, Seen
+from glmc.runtime.sample import Sampling
+from glmc.runtime.session import Model
+from glmc.runtime.world import World
 
-if TYPE_CHECKING:
-    import torch
+_SEEN = ("pixels", "grid", "positions", "media")
 
 
-def open_placement(artifact: Artifact, kept: Mapping[str, Keep], ranks: int) -> Placement:
-    """What the artefact says of ranks. Raises UsageError where so many cannot run it, before a weight is read."""
-    if artifact.manifest["engine"] == "aoti":
-        raise UsageError("the engine aoti runs on one rank: its regions are compiled for whole weights", field="ranks",
-                         expected=1, found=ranks, hint="compile it with --target cpu")
-    placed = read_placement(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())
-    able = [] if placed is None else degrees(placed, kept)
-    if placed is None or ranks not in able:
-        raise UsageError("the model cannot be cut for so many ranks", field="ranks", file=artifact.folder, found=ranks,
-                         expected=", ".join(map(str, [1, *able])), hint="`glmc inspect` tells what is cut, and why not more")
-    return placed
+@dataclass(frozen=True)
+class Request:
+    """What `glmc run` was asked. A seed of None is drawn by rank 0."""
+
+    prompt: str
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    raw: bool = False
+    images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    fps: float | None = None
+    video_max_tokens: int | None = None
 
 
-class Share:
-    """Rank `ranks.rank`'s part of an artefact: its program, how its weights are kept, and the weights out of the whole ones."""
+class Ranked(Model):
+    """A model whose steps are stages of a world."""
 
-    def __init__(self, artifact: Artifact, programs: Mapping[str, Program], kept: dict[str, Keep], ranks: Ranks) -> None:
-        """kept: how the whole weights are kept. Raises UsageError."""
-        self.ranks, self._whole = ranks, kept
-        self.placed = open_placement(artifact, kept, ranks.size)
-        self.program = self.placed.program.at(ranks.size)
-        native = artifact.manifest["engine"] == "native"
-        own = keeps_of({**programs, MAIN: self.program}, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
-        self.kept = {**kept, **own}
+    def __init__(self, artifact: Artifact, world: World, device: str | None = None, threads: int | None = None) -> None:
+        super().__init__(artifact, device, threads, world)
+        self.world, self._steps = world, 0
 
-    def weights(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """This rank's weights. `whole` is emptied, so that its memory goes as the shares come."""
-        found = {}
-        for name in list(whole):
-            tensor, cut = whole.pop(name), self.placed.cuts.get(name)
-            if cut is None:
-                found[name] = tensor
-            elif name in self._whole:
-                found[name] = share(tensor, self._whole[name], self.kept[name], cut, self.ranks.rank, self.ranks.size)
-            else:
-                found[name] = cut.share(tensor, self.ranks.rank, self.ranks.size)
-        return found
+    def prefill(self, row: int, prompt: Prompt, every_row: bool = False) -> torch.Tensor:
+        """As the model's, once all ranks hold the same prompt."""
+        self.world.same(f"prefill {row}", torch.tensor(list(prompt.ids)))
+        return super().prefill(row, prompt, every_row)
+
+    def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """As the model's, once all ranks have chosen the same tokens."""
+        self._steps += 1
+        stage = f"decode {self._steps}"
+        if tokens.device.type == "cpu":
+            self.world.same(stage, tokens, positions)
+        else:
+            self.world.enter(stage)
+        return super().advance(tokens, positions)
+
+
+def answer(model: Ranked, request: Request, piece: Callable[[str], None]) -> Generation:
+    """The answer, the same on all ranks; `piece` is given its text as it comes. Raises what any rank raised."""
+    notes: list[str] = []
+    sent = model.world.main_then_broadcast("prompt", lambda: _read(model, request, notes))
+    seed = int(sent["seed"])
+    seen = Seen(*(sent[name] for name in _SEEN)) if "pixels" in sent else None
+    prompt = Prompt(sent["ids"].tolist(), seen, tuple(notes))
+    sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed)
+    stream = Stream(generate(model, [prompt], request.max_new_tokens, sampling))
+    for text in stream:
+        piece(text)
+    if stream.result is None:
+        raise InternalError("a request ended without an answer")
+    model.world.same("answer", torch.tensor(stream.result.token_ids, dtype=torch.int64))
+    return stream.result
+
+
+def _read(model: Ranked, request: Request, notes: list[str]) -> Mapping[str, torch.Tensor]:
+    """The prompt as tensors, on the rank that reads it; `notes` receives what was assumed of it."""
+    prompt = model.prompt(request.prompt, request.raw, request.images, request.videos, request.fps, request.video_max_tokens)
+    notes += prompt.notes
+    seed = secrets.randbits(63) if request.seed is None else request.seed
+    Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed)  # refuses before it is sent
+    seen = {name: getattr(prompt.seen, name) for name in _SEEN} if prompt.seen else {}
+    return {"ids": torch.tensor(list(prompt.ids), dtype=torch.int64), "seed": torch.tensor(seed), **seen}
+
+
+def told(result: Generation) -> dict[str, Any]:
+    """A generation as JSON."""
+    return asdict(result)

@@ -25,9 +25,9 @@ from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.media.settings import Settings
 from glmc.runtime.memory import cache_bytes
 from glmc.runtime.prompt import Placed, Prompt
-from glmc.runtime.ranked import Share
 from glmc.runtime.ranks import Alone, Ranks
 from glmc.runtime.sample import Sampling
+from glmc.runtime.share import Share
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
 from glmc.runtime.verdict import Verdict
@@ -60,7 +60,8 @@ class Model:
     def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
                  ) -> None:
         began = time.perf_counter()
-        self.artifact, self.ranks = artifact, ranks or Alone()
+        self.artifact = artifact
+        self.ranks: Ranks = ranks or Alone()
         self.threads = _threads(threads)
         # The native engine has threads of its own: torch's, which wait by spinning, would take the cores from them.
         if artifact.manifest["engine"] == "native":

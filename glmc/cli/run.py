@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import glmc
+from glmc import knobs
 from glmc.cli import arguments, draw, show
+from glmc.runtime.supervise import Supervised
 
 if TYPE_CHECKING:
     from glmc.runtime.generate import Generation
@@ -38,23 +40,30 @@ VideoMaxTokens = Annotated[int | None, typer.Option(
     help="Take fewer frames of a video that would become more tokens than this, instead of refusing it.")]
 
 
+Ranks = Annotated[int, typer.Option("--ranks", metavar="N", help="Run in this many processes, which check each other.")]
+Deadline = Annotated[float | None, typer.Option(
+    "--deadline", metavar="S", show_default=False,
+    help="The most seconds that one of several processes waits for another; GLMC_DEADLINE, or 60, if not given.")]
+
+
 def run(ctx: typer.Context, out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64,
         temperature: Temperature = None, top_p: TopP = 1.0, top_k: TopK = 0, repetition_penalty: Penalty = 1.0,
         seed: Seed = None, raw: Raw = False, image: Image = None, video: Video = None, fps: Fps = None,
         video_max_tokens: VideoMaxTokens = None, size: draw.Size = None, output: draw.Output = None,
-        steps: draw.Steps = 50, guidance: draw.Guidance = 1.5, device: arguments.DeviceName = None,
-        json: arguments.Json = False) -> None:
+        steps: draw.Steps = 50, guidance: draw.Guidance = 1.5, ranks: Ranks = 1, deadline: Deadline = None,
+        device: arguments.DeviceName = None, json: arguments.Json = False) -> None:
     """Generate text from one prompt, the likeliest token each time when no sampling flag is given; or a picture."""
     if draw.draws(arguments.artifact(out), ctx):
         return draw.draw(out, prompt, output, size, image or (), steps, guidance, seed, device, json)
     if temperature is None:
         temperature = 1.0 if top_p != 1.0 or top_k else 0.0
+    asked: dict[str, Any] = {
+        "prompt": prompt, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "repetition_penalty": repetition_penalty, "seed": seed, "raw": raw, "images": [*map(str, image or ())],
+        "videos": [*map(str, video or ())], "fps": fps, "video_max_tokens": video_max_tokens}
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the text alone
-        model = glmc.load(out, device=device)
-        pieces: Any = model.generate(
-            prompt, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed,
-            raw=raw, stream=True, images=image or (), videos=video or (), fps=fps, video_max_tokens=video_max_tokens)
+        pieces: Any = (glmc.load(out, device=device).generate(**asked, stream=True) if ranks == 1 else
+                       Supervised(out, asked, ranks, deadline or float(knobs.get("GLMC_DEADLINE")), device))
     escape = sys.stdout.isatty()
     for piece in pieces:
         if not json and piece:

@@ -47,6 +47,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
                     "glmc.kernels", "glmc.trace", "glmc.passes"),
     "glmc.runtime": ("glmc.native", "glmc.region", "glmc.machine", "glmc.gpu", "glmc.program", "glmc.placement",
                      "glmc.artifact", "glmc.kernels", "glmc.target", "glmc.runtime"),
+    "glmc.runtime.envelope": ("glmc.checkpoint.strict_json",),
+    "glmc.runtime.supervise": ("glmc.runtime.rank_fault",),
     "glmc.runtime.media": ("glmc.checkpoint.regular_file", "glmc.runtime.json_object", "glmc.runtime.media"),
     "glmc.trail": (),
     "glmc.dynamo": ("glmc.trace", "glmc.passes"),

@@ -1,0 +1,57 @@
+"""An artefact's text model as one of several ranks runs it: whether so many can, and this one's share of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from glmc.artifact import Artifact
+from glmc.errors import UsageError
+from glmc.native.keep import Keep, coded
+from glmc.native.keeps import keeps_of
+from glmc.native.share import degrees, share
+from glmc.placement import Placement, read_placement
+from glmc.program import MAIN, Program
+from glmc.runtime.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+
+def open_placement(artifact: Artifact, kept: Mapping[str, Keep], ranks: int) -> Placement:
+    """What the artefact says of ranks. Raises UsageError where so many cannot run it, before a weight is read."""
+    if artifact.manifest["engine"] == "aoti":
+        raise UsageError("the engine aoti runs on one rank: its regions are compiled for whole weights", field="ranks",
+                         expected=1, found=ranks, hint="compile it with --target cpu")
+    placed = read_placement(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())
+    able = [] if placed is None else degrees(placed, kept)
+    if placed is None or ranks not in able:
+        raise UsageError("the model cannot be cut for so many ranks", field="ranks", file=artifact.folder, found=ranks,
+                         expected=", ".join(map(str, [1, *able])), hint="`glmc inspect` tells what is cut, and why not more")
+    return placed
+
+
+class Share:
+    """Rank `ranks.rank`'s part of an artefact: its program, how its weights are kept, and the weights out of the whole ones."""
+
+    def __init__(self, artifact: Artifact, programs: Mapping[str, Program], kept: dict[str, Keep], ranks: Ranks) -> None:
+        """kept: how the whole weights are kept. Raises UsageError."""
+        self.ranks, self._whole = ranks, kept
+        self.placed = open_placement(artifact, kept, ranks.size)
+        self.program = self.placed.program.at(ranks.size)
+        native = artifact.manifest["engine"] == "native"
+        own = keeps_of({**programs, MAIN: self.program}, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
+        self.kept = {**kept, **own}
+
+    def weights(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """This rank's weights. `whole` is emptied, so that its memory goes as the shares come."""
+        found = {}
+        for name in list(whole):
+            tensor, cut = whole.pop(name), self.placed.cuts.get(name)
+            if cut is None:
+                found[name] = tensor
+            elif name in self._whole:
+                found[name] = share(tensor, self._whole[name], self.kept[name], cut, self.ranks.rank, self.ranks.size)
+            else:
+                found[name] = cut.share(tensor, self.ranks.rank, self.ranks.size)
+        return found
