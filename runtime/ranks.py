@@ -17,6 +17,14 @@ class Ranks(Protocol):
     rank: int
     size: int
 
+    def enter(self, stage: str) -> None:
+        """Begin a stage: at most 40 bytes of text, the same on every rank."""
+        ...
+
+    def same(self, stage: str, *tensors: torch.Tensor) -> None:
+        """Begin a stage, and refuse to go on unless all ranks bring the same tensors, bit for bit."""
+        ...
+
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' tensors, of one shape and dtype, with the same bits on each; may be `tensor` itself."""
         ...
@@ -34,6 +42,12 @@ class Alone:
     """One rank: nothing moves."""
 
     rank, size = MAIN, 1
+
+    def enter(self, stage: str) -> None:
+        """Nothing."""
+
+    def same(self, stage: str, *tensors: torch.Tensor) -> None:
+        """Nothing: one rank agrees with itself."""
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`."""

@@ -15,7 +15,7 @@ from glmc.runtime.media.source import library
 
 @dataclass(frozen=True)
 class Picture:
-    """image: of PIL, RGB. latents: float32 [1, C, H, W], as the last step left them. prior: the tokens it was made from.
+    """image: of PIL, RGB; of several ranks MAIN alone has it. latents: float32 [1, C, H, W], as the last step left them. prior: the tokens it was made from.
     seed: of tokens and noise. timings: seconds by stage."""
 
     image: Any

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,12 +23,12 @@ from glmc.runtime.image import prior as first
 from glmc.runtime.image.denoise import Denoiser
 from glmc.runtime.image.kv import Past
 from glmc.runtime.image.picture import Picture, image_of, pixels_of
-from glmc.runtime.image.plan import Rows
 from glmc.runtime.image.prior import Prior
 from glmc.runtime.image.schedule import advanced, check_steps, schedule
+from glmc.runtime.image.sharing import Sharing
 from glmc.runtime.image.sizes import PATCH, SIDE, target_grids
 from glmc.runtime.media.image import image_header
-from glmc.runtime.ranks import Alone, Ranks
+from glmc.runtime.ranks import MAIN, Alone, Ranks
 from glmc.runtime.session import Model
 from glmc.runtime.threads import torch_threads
 from glmc.runtime.transfer import to_device
@@ -39,20 +40,22 @@ GUIDANCE = 100.0
 class ImageModel:
     """An artefact that makes pictures. `model` is its autoregressive half.
 
-    ranks: those that share the rows of every picture; None for one alone.
+    ranks: those that make every picture together: rank MAIN draws tokens and noise and makes the pixels, all denoise. None for
+    one alone. sharing: how they denoise; None has all of them share a picture's rows.
     """
 
     def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
-                 ) -> None:
+                 sharing: Sharing | None = None) -> None:
         self.model = Model(artifact, device, threads)
         self.artifact, self.device, self.timings = artifact, self.model.device, self.model.timings
         self.sizes = artifact.manifest["dims"]["pictures"]
         self.dtype = getattr(torch, artifact.manifest["dtype"])
-        self.ranks: Ranks = Alone() if ranks is None else ranks
+        self.ranks: Ranks = ranks or Alone()
+        self.sharing = sharing or Sharing(self.ranks)
         self.threads = self.model.threads if artifact.manifest["engine"] == "native" else None
         self._stages = {name: stage_of(artifact, self.model.programs[name], self.model.weights, self.model.kept, self.device)
                         for name in ("glyph", "dit", "vae_decode", "vae_encode")}
-        self.denoiser = Denoiser(self._stages["dit"], self.dtype, self.device, self.ranks)
+        self.denoiser = Denoiser(self._stages["dit"], self.dtype, self.device, self.sharing.rows)
 
     def generate(self, prompt: str, height: int | None = None, width: int | None = None, images: Sequence[Any] = (),
                  steps: int = 50, guidance: float = 1.5, seed: int | None = None, prior: Prior | None = None,
@@ -70,20 +73,30 @@ class ImageModel:
         chosen = secrets.randbits(63) if seed is None else _seed(seed)
         timings: dict[str, float] = {}
         with _timed(timings, "prior"):
-            tokens = prior or self.tokens(prompt, height, width, images, chosen)
+            drawn = self.ranks.main_then_broadcast("prior", lambda: self._drawn(
+                prior or self.tokens(prompt, height, width, images, chosen), noise, height, width, chosen))
+            tokens, chosen = _tokens(drawn), int(drawn["chosen"])
         with torch_threads(self.threads):
-            latents = self._latents(height, width, chosen) if noise is None else noise
+            self.ranks.same("glyphs", drawn["noise"])
             with _timed(timings, "glyphs"):
                 texts = [self.glyphs(prompt), self.glyphs("")][:1 + (guidance > 1)]
             past = Past()
+            self.ranks.same("condition", *(text.cpu() for text in texts))
             with _timed(timings, "condition"):
                 for image, own in zip(images, tokens.sources, strict=True):
                     self.condition(past, image, own)
             with _timed(timings, "denoise"):
-                latents = self.denoise(latents, texts, tokens.target, steps, guidance, past)
+                latents = self.denoise(drawn["noise"], texts, tokens.target, steps, guidance, past)
+            self.ranks.same("decode", latents.cpu())
             with _timed(timings, "decode"):
-                image = image_of(self.pixels(latents))
+                image = image_of(self.pixels(latents)) if self.ranks.rank == MAIN else None
         return Picture(image, latents.cpu(), tokens, chosen, timings)
+
+    def _drawn(self, tokens: Prior, noise: torch.Tensor | None, height: int, width: int, seed: int) -> dict[str, torch.Tensor]:
+        """What rank MAIN tells the others: all that is drawn at random, and what it was drawn with."""
+        sources = {f"source {number}": source for number, source in enumerate(tokens.sources)}
+        return {"target": tokens.target, **sources, "token_ids": tokens.token_ids, "seed": torch.tensor(tokens.seed),
+                "chosen": torch.tensor(seed), "noise": self._latents(height, width, seed) if noise is None else noise}
 
     def size(self, prompt: Any, height: int | None, width: int | None, images: Sequence[Any]) -> tuple[int, int]:
         """Height and width of the picture that is asked for. Raises UsageError, MediaError, RequestOutOfBounds."""
@@ -102,7 +115,7 @@ class ImageModel:
               noise: torch.Tensor | None) -> None:
         """Refuse what cannot be made. Raises UsageError, RequestOutOfBounds."""
         target_grids(height, width)
-        Rows(height // PATCH, self.ranks.size)
+        self.sharing.check(height // PATCH, guidance)
         check_steps(self.sizes["schedule"], steps)
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 1 <= guidance <= GUIDANCE:
             raise RequestOutOfBounds("the guidance is out of range", field="guidance", found=guidance,
@@ -149,13 +162,16 @@ class ImageModel:
         """From noise to latents. texts: with the prompt, and without it where there is guidance. Raises NumericError."""
         latents = to_device(latents, self.device.torch)
         times, sigmas = schedule(self.sizes["schedule"], steps, tokens.numel())
+
+        def noise_in(latents: torch.Tensor, at: float, which: int) -> torch.Tensor:
+            past.mode = "skip" if which else "read"
+            return self.denoiser(latents, texts[which], tokens, which == 1, at - 1, past)
+
         for number, at in enumerate(times.tolist()):
-            past.mode = "read"
-            noise = self.denoiser(latents, texts[0], tokens, False, at - 1, past)
-            if len(texts) > 1:
-                past.mode = "skip"
-                without = self.denoiser(latents, texts[1], tokens, True, at - 1, past)
-                noise = without + guidance * (noise - without)
+            self.sharing.begin(f"denoise {number + 1}", latents)
+            noise, *without = self.sharing.calls(partial(noise_in, latents, at), len(texts))
+            if without:
+                noise = without[0] + guidance * (noise - without[0])
             latents = advanced(latents, noise, sigmas[number], sigmas[number + 1])
         if not latents.isfinite().all():
             raise NumericError("the latents of the picture are not finite", field="latents", found="inf or nan")
@@ -179,6 +195,12 @@ class ImageModel:
     def _latents(self, height: int, width: int, seed: int) -> torch.Tensor:
         shape = (1, self.sizes["channels"], height // self.sizes["scale"], width // self.sizes["scale"])
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=self.dtype)
+
+
+def _tokens(drawn: dict[str, torch.Tensor]) -> Prior:
+    """The tokens in what `ImageModel._drawn` told."""
+    sources = tuple(drawn[f"source {number}"] for number in range(sum(name.startswith("source ") for name in drawn)))
+    return Prior(drawn["target"], sources, drawn["token_ids"], int(drawn["seed"]))
 
 
 def _seed(seed: Any) -> int:
