@@ -15,8 +15,8 @@ from glmc.runtime.media.source import library
 
 @dataclass(frozen=True)
 class Picture:
-    """image: of PIL, RGB; of several ranks MAIN alone has it. latents: float32 [1, C, H, W], as the last step left them. prior: the tokens it was made from.
-    seed: of tokens and noise. timings: seconds by stage."""
+    """image: of PIL, RGB; of several ranks MAIN alone has it. latents: float32 [1, C, H, W], as the last step left them.
+    prior: the tokens it was made from. seed: of tokens and noise. timings: seconds by stage."""
 
     image: Any
     latents: torch.Tensor
