@@ -11,8 +11,8 @@ A region is written as a Python function of tensors whose every line is one step
         ...
         return (add_1,)
 
-B is rows, S new tokens a row, L filled cache slots. A form fixes some of them, and each region is compiled once a form. In a part
-that ranks share, sizes that depend on their number N are written `96//N`; `at` makes them numbers.
+B is rows, S new tokens a row, L filled cache slots. A form fixes some of them, and each region is compiled once a form. In a
+part that ranks share, sizes that depend on their number N are written `96//N`; `at` makes them numbers.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from glmc import published
@@ -32,4 +33,5 @@ def placement_of(surveyed: Survey, keeps: Mapping[str, Keep], quant: str | None,
             forms(found.program.at(able[0]), quant, coded(keeps))
         except UnsupportedTarget as reason:
             return None, [], [*notes, f"several ranks cannot run this artefact: {reason.found}"]
+    found = dataclasses.replace(found, ranks=tuple(able))
     return found, prove_placement(surveyed.program, found, able[0]), notes

@@ -9,7 +9,7 @@ from glmc.artifact import Artifact
 from glmc.errors import UsageError
 from glmc.native.keep import Keep, coded
 from glmc.native.keeps import keeps_of
-from glmc.native.share import degrees, share
+from glmc.native.share import share
 from glmc.placement import Placement, read_placement
 from glmc.program import MAIN, Program
 from glmc.runtime.ranks import Ranks
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def open_placement(artifact: Artifact, kept: Mapping[str, Keep], ranks: int) -> Placement:
+def open_placement(artifact: Artifact, ranks: int) -> Placement:
     """What the artefact says of ranks. Raises UsageError where so many cannot run it, before a weight is read."""
     if artifact.manifest["engine"] == "aoti":
         raise UsageError("the engine aoti runs on one rank: its regions are compiled for whole weights", field="ranks",
                          expected=1, found=ranks, hint="compile it with --target cpu")
     placed = read_placement(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())
-    able = [] if placed is None else degrees(placed, kept)
+    able = () if placed is None else placed.ranks
     if placed is None or ranks not in able:
         raise UsageError("the model cannot be cut for so many ranks", field="ranks", file=artifact.folder, found=ranks,
                          expected=", ".join(map(str, [1, *able])), hint="`glmc inspect` tells what is cut, and why not more")
@@ -37,7 +37,7 @@ class Share:
     def __init__(self, artifact: Artifact, programs: Mapping[str, Program], kept: dict[str, Keep], ranks: Ranks) -> None:
         """kept: how the whole weights are kept. Raises UsageError."""
         self.ranks, self._whole = ranks, kept
-        self.placed = open_placement(artifact, kept, ranks.size)
+        self.placed = open_placement(artifact, ranks.size)
         self.program = self.placed.program.at(ranks.size)
         native = artifact.manifest["engine"] == "native"
         own = keeps_of({**programs, MAIN: self.program}, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}

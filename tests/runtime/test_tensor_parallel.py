@@ -134,7 +134,7 @@ def test_groups_of_quantised_inputs_are_not_cut(tmp_path):
 
 def test_the_compiled_engine_runs_on_one_rank():
     with pytest.raises(UsageError, match="aoti runs on one rank"):
-        ranked.open_placement(SimpleNamespace(manifest={"engine": "aoti"}), {}, 2)
+        ranked.open_placement(SimpleNamespace(manifest={"engine": "aoti"}), 2)
 
 
 def test_one_rank_runs_the_uncut_program():
@@ -149,7 +149,8 @@ def test_two_processes(tmp_path):
     ids = asked(made)[0]
     context = torch.multiprocessing.get_context("spawn")
     told = context.Queue()
-    processes = [context.Process(target=ranks.process, args=(rank, tmp_path / "meet", made.out, ids, told)) for rank in range(2)]
+    processes = [context.Process(target=ranks.process, args=(rank, tmp_path / "meet", made.out, ids, told))
+                 for rank in range(2)]
     for process in processes:
         process.start()
     found = [torch.tensor(told.get(timeout=90)) for _ in processes]
