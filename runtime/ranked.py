@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmc.artifact import Artifact
+from glmc.artifact_load import PrivateMemory
 from glmc.errors import UsageError
 from glmc.native.keep import Keep, coded
 from glmc.native.keeps import keeps_of
@@ -16,6 +18,9 @@ from glmc.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
+
+_LARGE = 1 << 21
+"""Bytes of a huge page."""
 
 
 def open_placement(artifact: Artifact, ranks: int) -> Placement:
@@ -44,14 +49,20 @@ class Share:
         self.kept = {**kept, **own}
 
     def weights(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """This rank's weights. `whole` is emptied, so that its memory goes as the shares come."""
-        found = {}
-        for name in list(whole):
-            tensor, cut = whole.pop(name), self.placed.cuts.get(name)
-            if cut is None:
-                found[name] = tensor
-            elif name in self._whole:
-                found[name] = share(tensor, self._whole[name], self.kept[name], cut, self.ranks.rank, self.ranks.size)
-            else:
-                found[name] = cut.share(tensor, self.ranks.rank, self.ranks.size)
-        return found
+        """This rank's weights, in memory of their own. `whole` is emptied, so that its memory goes as the shares come."""
+        return {name: _own(self._share(name, whole.pop(name)), name) for name in list(whole)}
+
+    def _share(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        cut, rank, size = self.placed.cuts.get(name), self.ranks.rank, self.ranks.size
+        if cut is None:
+            return whole
+        return share(whole, self._whole[name], self.kept[name], cut, rank, size) if name in self._whole else cut.share(
+            whole, rank, size)
+
+
+def _own(weight: torch.Tensor, name: str) -> torch.Tensor:
+    """A copy that no whole weight's memory hangs on; a large one on the CPU lies in huge pages, as loaded weights do."""
+    if weight.device.type != "cpu" or weight.nbytes < _LARGE:
+        return weight.clone()
+    room = PrivateMemory(weight.nbytes, Path(name)).whole
+    return room.view(weight.dtype).view(weight.shape).copy_(weight)

@@ -46,6 +46,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
                     "glmc.kernels", "glmc.trace", "glmc.passes"),
     "glmc.runtime": ("glmc.native", "glmc.region", "glmc.machine", "glmc.gpu", "glmc.program", "glmc.placement",
                      "glmc.artifact", "glmc.kernels", "glmc.target", "glmc.runtime"),
+    "glmc.runtime.ranked": ("glmc.artifact", "glmc.artifact_load", "glmc.native", "glmc.placement", "glmc.program",
+                            "glmc.runtime"),
     "glmc.runtime.media": ("glmc.checkpoint.regular_file", "glmc.runtime.json_object", "glmc.runtime.media"),
     "glmc.trail": (),
     "glmc.dynamo": ("glmc.trace", "glmc.passes"),
