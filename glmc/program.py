@@ -245,6 +245,11 @@ class Program:
     def calls(self) -> int:
         return len(self.steps)
 
+    def weights(self) -> dict[str, Spec]:
+        """Every weight by its name, without "weight:"."""
+        return {name.removeprefix("weight:"): spec for step in self.steps if not step.moves for name, (_, role, spec)
+                in zip(step.inputs, self.regions[step.region].inputs, strict=True) if role == "weight"}
+
     def at(self, ranks: int) -> Program:
         """One rank's program of so many ranks; see `Region.at`."""
         return dataclasses.replace(self, regions={name: region.at(ranks) for name, region in self.regions.items()})

@@ -85,10 +85,9 @@ def place(program: Program, plan: Plan) -> tuple[Placement | None, list[str]]:
 
 def _summary(program: Program, found: Placement) -> str:
     """What is cut, and which matrices every rank has whole."""
-    names = {name.removeprefix("weight:"): len(spec.shape) for step in program.steps for name, (_, role, spec)
-             in zip(step.inputs, program.regions[step.region].inputs, strict=True) if role == "weight"}
-    whole = {re.sub(r"\b\d+\b", "*", name) for name, dims in names.items() if dims > 1 and name not in found.cuts}
-    return (f"for several ranks {len(found.cuts)} of {len(names)} weights are cut"
+    specs = program.weights()
+    whole = {re.sub(r"\b\d+\b", "*", name) for name, spec in specs.items() if len(spec.shape) > 1 and name not in found.cuts}
+    return (f"for several ranks {len(found.cuts)} of {len(specs)} weights are cut"
             + (f"; whole matrices: {', '.join(sorted(whole))}" if whole else ""))
 
 

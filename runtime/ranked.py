@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmc.artifact import Artifact
 from glmc.artifact_load import PrivateMemory
+from glmc.checkpoint.tensor_bytes import torch_dtype
 from glmc.errors import UsageError
 from glmc.native.keep import Keep, coded
 from glmc.native.keeps import keeps_of
@@ -19,6 +21,7 @@ from glmc.runtime.ranks import Ranks
 if TYPE_CHECKING:
     import torch
 
+_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
 _LARGE = 1 << 21
 """Bytes of a huge page."""
 
@@ -44,13 +47,23 @@ class Share:
         self.ranks, self._whole = ranks, kept
         self.placed = open_placement(artifact, ranks.size)
         self.program = self.placed.program.at(ranks.size)
+        self._programs = {**programs, MAIN: self.program}
         native = artifact.manifest["engine"] == "native"
-        own = keeps_of({**programs, MAIN: self.program}, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
+        own = keeps_of(self._programs, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
         self.kept = {**kept, **own}
 
-    def weights(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """This rank's weights, in memory of their own. `whole` is emptied, so that its memory goes as the shares come."""
-        return {name: _own(self._share(name, whole.pop(name)), name) for name in list(whole)}
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this rank's weights."""
+        specs = {name: spec for program in self._programs.values() for name, spec in program.weights().items()}
+        stored = {name: self.kept[name].stored() if name in self.kept else (_SAFETENSORS[spec.dtype], spec.shape)
+                  for name, spec in specs.items()}
+        return sum(math.prod(map(int, shape)) * torch_dtype(dtype).itemsize for dtype, shape in stored.values())
+
+    def weights(self, whole: dict[str, torch.Tensor], place: torch.device) -> dict[str, torch.Tensor]:
+        """This rank's weights at `place`, in memory of their own. whole: on the CPU; it is emptied, so that its memory goes as
+        the shares come."""
+        return {name: _own(self._share(name, whole.pop(name)), name, place) for name in list(whole)}
 
     def _share(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         cut, rank, size = self.placed.cuts.get(name), self.ranks.rank, self.ranks.size
@@ -60,9 +73,11 @@ class Share:
             whole, rank, size)
 
 
-def _own(weight: torch.Tensor, name: str) -> torch.Tensor:
+def _own(weight: torch.Tensor, name: str, place: torch.device) -> torch.Tensor:
     """A copy that no whole weight's memory hangs on; a large one on the CPU lies in huge pages, as loaded weights do."""
-    if weight.device.type != "cpu" or weight.nbytes < _LARGE:
+    if place.type != "cpu":
+        return weight.to(place)
+    if weight.nbytes < _LARGE:
         return weight.clone()
     room = PrivateMemory(weight.nbytes, Path(name)).whole
     return room.view(weight.dtype).view(weight.shape).copy_(weight)
