@@ -54,10 +54,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Placement:
-    """program: with sizes `96//N`. cuts: weight -> how it is cut; the others every rank has whole."""
+    """program: with sizes `96//N`. cuts: weight -> how it is cut; the others every rank has whole. ranks: how many may run it,
+    from 2 on, where the forms of its weights are known."""
 
     program: Program
     cuts: Mapping[str, Cut]
+    ranks: tuple[int, ...] = ()
 
     @property
     def most(self) -> int:
@@ -66,11 +68,12 @@ class Placement:
         return math.gcd(*parts, *(size for region in self.program.regions.values() for size in region.shares()))
 
     def degrees(self) -> tuple[int, ...]:
-        """How many ranks may run it, from 2 on."""
+        """How many ranks divide all sizes, from 2 on."""
         return tuple(n for n in range(2, self.most + 1) if self.most % n == 0)
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.program.to_json(), "cuts": {name: [cut.dim, list(cut.parts)] for name, cut in self.cuts.items()}}
+        return {**self.program.to_json(), "ranks": list(self.ranks),
+                "cuts": {name: [cut.dim, list(cut.parts)] for name, cut in self.cuts.items()}}
 
 
 def read_placement(data: dict[str, Any], text_of: Callable[[str], str]) -> Placement | None:
@@ -82,8 +85,9 @@ def read_placement(data: dict[str, Any], text_of: Callable[[str], str]) -> Place
     if part is None:
         return None
     try:
+        ranks = tuple(map(int, part["ranks"]))
         cuts = {name: Cut(int(dim), tuple(map(int, parts))) for name, (dim, parts) in part["cuts"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise DamagedArtifact("how the weights are cut cannot be read", file="program.json", field=FIELD,
                               found=fault) from fault
-    return Placement(read_part(part, text_of), cuts)
+    return Placement(read_part(part, text_of), cuts, ranks)

@@ -11,8 +11,8 @@ A region is written as a Python function of tensors whose every line is one step
         ...
         return (add_1,)
 
-B is rows, S new tokens a row, L filled cache slots. A form fixes some of them, and each region is compiled once a form. In a part
-that ranks share, sizes that depend on their number N are written `96//N`; `at` makes them numbers.
+B is rows, S new tokens a row, L filled cache slots. A form fixes some of them, and each region is compiled once a form. In a
+part that ranks share, sizes that depend on their number N are written `96//N`; `at` makes them numbers.
 """
 
 from __future__ import annotations
@@ -252,6 +252,11 @@ class Program:
 
     def calls(self) -> int:
         return len(self.steps)
+
+    def weights(self) -> dict[str, Spec]:
+        """Every weight by its name, without "weight:"."""
+        return {name.removeprefix("weight:"): spec for step in self.steps if not step.moves for name, (_, role, spec)
+                in zip(step.inputs, self.regions[step.region].inputs, strict=True) if role == "weight"}
 
     def at(self, ranks: int) -> Program:
         """One rank's program of so many ranks; see `Region.at`."""

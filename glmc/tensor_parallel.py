@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from glmc import published
@@ -19,6 +20,8 @@ def placement_of(surveyed: Survey, keeps: Mapping[str, Keep], quant: str | None,
     """The placement and its proofs, or None, and notes on what is not cut and why. Raises NumericError."""
     if surveyed.target.engine == "aoti":
         return None, [], ["several ranks cannot run this artefact: the engine aoti compiles regions for whole weights"]
+    if "components" in surveyed.config:
+        return None, [], ["the ranks of a pipeline share its pictures: the text model runs on one and is not cut"]
     rows = {name: len(parameter) for name, parameter in surveyed.module.named_parameters(remove_duplicate=False)}
     joined = {name: tuple((part, rows[part]) for part in parts) for name, parts in surveyed.joined.items()}
     found, notes = place(surveyed.program, Plan(published.tensor_parallel_plan(surveyed.module), joined))
@@ -32,4 +35,5 @@ def placement_of(surveyed: Survey, keeps: Mapping[str, Keep], quant: str | None,
             forms(found.program.at(able[0]), quant, coded(keeps))
         except UnsupportedTarget as reason:
             return None, [], [*notes, f"several ranks cannot run this artefact: {reason.found}"]
+    found = dataclasses.replace(found, ranks=tuple(able))
     return found, prove_placement(surveyed.program, found, able[0]), notes

@@ -22,7 +22,7 @@ from glmc.program import Program, Region, Spec, Step
 _ROWS, _HALVES, _COLUMNS = "rows", "halves", "columns"
 _STYLES = {"colwise": _ROWS, "packed_colwise": _HALVES, "colwise_gather_output": _ROWS, "rowwise": _COLUMNS,
            "rowwise_split_input": _COLUMNS}
-"""transformers' name of a way to cut -> what is cut: rows each part by itself, rows of two halves, columns. Others cut nothing."""
+"""transformers' name of a way to cut -> what is cut: each part's rows, the rows of two halves, columns. Others cut nothing."""
 _GATE_UP = "gate_up_proj"
 """A published matrix of two halves, which transformers gathers before it chunks: cut by halves, nothing need be gathered."""
 Joined = Mapping[str, tuple[tuple[str, int], ...]]
@@ -85,10 +85,9 @@ def place(program: Program, plan: Plan) -> tuple[Placement | None, list[str]]:
 
 def _summary(program: Program, found: Placement) -> str:
     """What is cut, and which matrices every rank has whole."""
-    names = {name.removeprefix("weight:"): len(spec.shape) for step in program.steps
-             for name, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True) if role == "weight"}
-    whole = {re.sub(r"\b\d+\b", "*", name) for name, dims in names.items() if dims > 1 and name not in found.cuts}
-    return (f"for several ranks {len(found.cuts)} of {len(names)} weights are cut"
+    specs = program.weights()
+    whole = {re.sub(r"\b\d+\b", "*", name) for name, spec in specs.items() if len(spec.shape) > 1 and name not in found.cuts}
+    return (f"for several ranks {len(found.cuts)} of {len(specs)} weights are cut"
             + (f"; whole matrices: {', '.join(sorted(whole))}" if whole else ""))
 
 
@@ -111,7 +110,7 @@ def _settled(program: Program, plan: Plan, notes: list[str]) -> _Found | None:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A region's piece: inputs and results by the region's own names. moves: after it, (value, "all_reduce" or "all_gather")."""
+    """A region's piece: inputs and results by the region's own names. moves: (value, move) of what follows it."""
 
     region: Region
     inputs: tuple[str, ...]
@@ -148,7 +147,7 @@ class _Walk:
             steps += self._steps(step, region, self.found[key])
         program = Program(self.regions, tuple(steps), self.program.logits, mode="tensor_parallel")
         program.check()
-        return _Found(program, self.cuts, self.why)
+        return _Found(program, self.cuts, why=self.why)
 
     def _steps(self, step: Step, region: Region, pieces: list[_Piece]) -> list[Step]:
         names = dict(zip((local for local, _, _ in region.inputs), step.inputs, strict=True))
@@ -199,7 +198,7 @@ class _Pieces:
         cut = [name for name in dict.fromkeys(results) if self.env[name].cut]
         wrong = [name for name in cut if self.env[name].cut.dim != -1 or len(self.env[name].cut.parts) > 1]
         if wrong:
-            raise NotPlaced(f"{wrong[0]} of {self.region.kind} ends as parts that do not follow one another", self.env[wrong[0]].why)
+            raise NotPlaced(f"{wrong[0]} ends as parts that do not follow one another", self.env[wrong[0]].why)
         self.sums.append(partial)
         moves = [[(name, "all_reduce") for name in names] for names in self.sums]
         moves[-1] += [(name, "all_gather") for name in cut]

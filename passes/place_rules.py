@@ -1,8 +1,8 @@
 """What each op makes of values that ranks share: one rule an op, over the lines of a region's text.
 
 A value is whole on every rank, cut along a dim, or each rank's part of a sum. A rule says which it is behind the op, and writes
-sizes that depend on the number of ranks as `96 // N`. What needs the whole of a sum raises NeedsSum: there the region is cut and
-an all_reduce put between. An op without a rule takes and makes whole values only.
+sizes that depend on the number of ranks as `96 // N`. What needs the whole of a sum raises NeedsSum: there the region is cut
+and an all_reduce put between. An op without a rule takes and makes whole values only.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def _add_rms_norm(site: Site, residual: Value, x: Value, weight: Value, **_: Any
     return residual.like(residual.shape), residual.like(residual.shape)
 
 
-@rule("aten.add.Tensor", "aten.mul.Tensor", "aten.silu.default", "aten.to.dtype", "aten.contiguous.default", "aten.clone.default",
-      "glmc.silu_mul")
+@rule("aten.add.Tensor", "aten.mul.Tensor", "aten.silu.default", "aten.to.dtype", "aten.contiguous.default",
+      "aten.clone.default", "glmc.silu_mul")
 def _elementwise(site: Site, *values: Any, **_: Any) -> Value:
     tensors = [v for v in values if isinstance(v, Value)]
     why = frozenset().union(*(v.why for v in tensors))
@@ -176,7 +176,8 @@ def _elementwise(site: Site, *values: Any, **_: Any) -> Value:
 
 
 @rule("glmc.split_qkv_norm_rope")
-def _split(site: Site, qkv: Value, cos: Value, sin: Value, *more: Any, heads: int, kv_heads: int, **_: Any) -> tuple[Value, ...]:
+def _split(site: Site, qkv: Value, cos: Value, sin: Value, *more: Any, heads: int, kv_heads: int, **_: Any,
+           ) -> tuple[Value, ...]:
     site.summed(qkv)
     site.be_whole("a part of a norm or of a table", cos, sin, *more)
     lead = qkv.shape[:-1] if qkv.shape else ()

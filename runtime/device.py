@@ -50,10 +50,10 @@ class Device:
     stale: tuple[str, ...] = ()
 
 
-def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0) -> Device:
+def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0, weight_bytes: int | None = None) -> Device:
     """The device for an artefact. asked: "cpu", "cuda[:N]", "npu[:N]", one of CHECKING, or None for the target's own.
 
-    cache_bytes: what it needs besides its weights.
+    cache_bytes: what it needs besides its weights. weight_bytes: of a rank's share, None for all weights.
 
     Raises UsageError for a device that the target does not have, IncompatibleArtifact where this machine cannot run it.
     """
@@ -63,7 +63,7 @@ def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0) -> 
                                    file=artifact.folder, field="target", found=manifest["target"],
                                    expected=", ".join(n for n, t in TARGETS.items() if t.machine in _OWN))
     target = TARGETS[manifest["target"]]
-    own = _OWN[target.machine]
+    own, weights = _OWN[target.machine], artifact.weight_bytes() if weight_bytes is None else weight_bytes
     checks = [name for name, checked in CHECKING.items() if checked == target.machine]
     name = asked or own
     if name in checks:
@@ -77,11 +77,11 @@ def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0) -> 
         _native(manifest, artifact)
         return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
     if own == "npu":
-        place = _npu(artifact, int(number or 0), cache_bytes)
+        place = _npu(artifact, int(number or 0), weights, cache_bytes)
         return Device(name, place, "npu", contextlib.nullcontext, capture.Graphs(npu.vendor("torch_npu").npu, place),
                       functools.partial(Staging, place))
     held = Sealed(artifact)
-    place = _gpu(artifact, target, int(number or 0), held.cuda, cache_bytes)
+    place = _gpu(artifact, target, int(number or 0), held.cuda, weights, cache_bytes)
     return Device(name, place, "triton", calling(held, place), capture.Graphs(torch.cuda, place),
                   functools.partial(Staging, place), ahead=True, stale=held.stale)
 
@@ -96,7 +96,8 @@ def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
     machine.check(manifest["machine"], artifact.folder)
 
 
-def _gpu(artifact: Artifact, target: Target, number: int, made_by: str | None, cache_bytes: int) -> torch.device:
+def _gpu(artifact: Artifact, target: Target, number: int, made_by: str | None, weights: int, cache_bytes: int,
+         ) -> torch.device:
     """The GPU that torch calls `number`, if it is the target's, its driver is not older than the kernels' assembler (of CUDA
     `made_by`), and it holds the weights and the cache."""
     if not torch.cuda.is_available() or number >= torch.cuda.device_count():
@@ -114,22 +115,21 @@ def _gpu(artifact: Artifact, target: Target, number: int, made_by: str | None, c
         raise IncompatibleArtifact("the NVIDIA driver is older than the artefact's kernels", file=artifact.folder,
                                    field="driver", expected=f"CUDA {made_by.partition('.')[0]}.0 or newer",
                                    found=f"CUDA {offered}", hint="install a newer driver")
-    _room(artifact, torch.cuda.mem_get_info(number)[0], cache_bytes)
+    _room(artifact, torch.cuda.mem_get_info(number)[0], weights, cache_bytes)
     return torch.device("cuda", number)
 
 
-def _npu(artifact: Artifact, number: int, cache_bytes: int) -> torch.device:
+def _npu(artifact: Artifact, number: int, weights: int, cache_bytes: int) -> torch.device:
     """The NPU that torch_npu calls `number`."""
     module = npu.vendor("torch_npu")
     if number >= module.npu.device_count():
         raise IncompatibleArtifact("torch_npu sees no such NPU here", file=artifact.folder, field="device",
                                    found=f"{module.npu.device_count()} NPUs")
-    _room(artifact, module.npu.mem_get_info(number)[0], cache_bytes)
+    _room(artifact, module.npu.mem_get_info(number)[0], weights, cache_bytes)
     return torch.device("npu", number)
 
 
-def _room(artifact: Artifact, free: int, cache: int) -> None:
-    weights = artifact.weight_bytes()
+def _room(artifact: Artifact, free: int, weights: int, cache: int) -> None:
     if weights + cache > free:
         raise IncompatibleArtifact("weights and cache do not fit the device's free memory", file=artifact.folder,
                                    field="memory", expected=f"{weights} bytes of weights and {cache} bytes of cache",

@@ -76,15 +76,16 @@ class Model:
         if share is not None:
             self.programs, self.kept = {**self.programs, MAIN: share.program}, share.kept
         self.program = program = self.programs[MAIN]
-        self.device = open_device(artifact, device, cache_bytes(program, manifest))
+        self.device = open_device(artifact, device, cache_bytes(program, manifest), share and share.nbytes)
         if self.device.stale:
             warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
         opened = time.perf_counter()
         whole = manifest["engine"] == "native"
         with ThreadPoolExecutor(1) as beside:
             code = None if whole else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
-            self.weights = artifact.load_weights(self.threads, self.device.staging and self.device.staging())
-            self.weights = self.weights if share is None else share.weights(self.weights)
+            staging = self.device.staging if share is None else None  # the whole weights stay where there is room for them
+            self.weights = artifact.load_weights(self.threads, staging and staging())
+            self.weights = self.weights if share is None else share.weights(self.weights, self.device.torch)
             self.calls = code and code.result()
         loaded = time.perf_counter()
         self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmc.artifact import Artifact
+from glmc.artifact_load import PrivateMemory
+from glmc.checkpoint.tensor_bytes import torch_dtype
 from glmc.errors import UsageError
 from glmc.native.keep import Keep, coded
 from glmc.native.keeps import keeps_of
-from glmc.native.share import degrees, share
+from glmc.native.share import share
 from glmc.placement import Placement, read_placement
 from glmc.program import MAIN, Program
 from glmc.runtime.ranks import Ranks
@@ -17,14 +21,18 @@ from glmc.runtime.ranks import Ranks
 if TYPE_CHECKING:
     import torch
 
+_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
+_LARGE = 1 << 21
+"""Bytes of a huge page."""
 
-def open_placement(artifact: Artifact, kept: Mapping[str, Keep], ranks: int) -> Placement:
+
+def open_placement(artifact: Artifact, ranks: int) -> Placement:
     """What the artefact says of ranks. Raises UsageError where so many cannot run it, before a weight is read."""
     if artifact.manifest["engine"] == "aoti":
         raise UsageError("the engine aoti runs on one rank: its regions are compiled for whole weights", field="ranks",
                          expected=1, found=ranks, hint="compile it with --target cpu")
     placed = read_placement(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())
-    able = [] if placed is None else degrees(placed, kept)
+    able = () if placed is None else placed.ranks
     if placed is None or ranks not in able:
         raise UsageError("the model cannot be cut for so many ranks", field="ranks", file=artifact.folder, found=ranks,
                          expected=", ".join(map(str, [1, *able])), hint="`glmc inspect` tells what is cut, and why not more")
@@ -37,21 +45,39 @@ class Share:
     def __init__(self, artifact: Artifact, programs: Mapping[str, Program], kept: dict[str, Keep], ranks: Ranks) -> None:
         """kept: how the whole weights are kept. Raises UsageError."""
         self.ranks, self._whole = ranks, kept
-        self.placed = open_placement(artifact, kept, ranks.size)
+        self.placed = open_placement(artifact, ranks.size)
         self.program = self.placed.program.at(ranks.size)
+        self._programs = {**programs, MAIN: self.program}
         native = artifact.manifest["engine"] == "native"
-        own = keeps_of({**programs, MAIN: self.program}, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
+        own = keeps_of(self._programs, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
         self.kept = {**kept, **own}
 
-    def weights(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """This rank's weights. `whole` is emptied, so that its memory goes as the shares come."""
-        found = {}
-        for name in list(whole):
-            tensor, cut = whole.pop(name), self.placed.cuts.get(name)
-            if cut is None:
-                found[name] = tensor
-            elif name in self._whole:
-                found[name] = share(tensor, self._whole[name], self.kept[name], cut, self.ranks.rank, self.ranks.size)
-            else:
-                found[name] = cut.share(tensor, self.ranks.rank, self.ranks.size)
-        return found
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this rank's weights."""
+        specs = {name: spec for program in self._programs.values() for name, spec in program.weights().items()}
+        stored = {name: self.kept[name].stored() if name in self.kept else (_SAFETENSORS[spec.dtype], spec.shape)
+                  for name, spec in specs.items()}
+        return sum(math.prod(map(int, shape)) * torch_dtype(dtype).itemsize for dtype, shape in stored.values())
+
+    def weights(self, whole: dict[str, torch.Tensor], place: torch.device) -> dict[str, torch.Tensor]:
+        """This rank's weights at `place`, in memory of their own. whole: on the CPU; it is emptied, so that its memory goes as
+        the shares come."""
+        return {name: _own(self._share(name, whole.pop(name)), name, place) for name in list(whole)}
+
+    def _share(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        cut, rank, size = self.placed.cuts.get(name), self.ranks.rank, self.ranks.size
+        if cut is None:
+            return whole
+        return share(whole, self._whole[name], self.kept[name], cut, rank, size) if name in self._whole else cut.share(
+            whole, rank, size)
+
+
+def _own(weight: torch.Tensor, name: str, place: torch.device) -> torch.Tensor:
+    """A copy that no whole weight's memory hangs on; a large one on the CPU lies in huge pages, as loaded weights do."""
+    if place.type != "cpu":
+        return weight.to(place)
+    if weight.nbytes < _LARGE:
+        return weight.clone()
+    room = PrivateMemory(weight.nbytes, Path(name)).whole
+    return room.view(weight.dtype).view(weight.shape).copy_(weight)

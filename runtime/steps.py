@@ -67,7 +67,8 @@ class Steps:
             if step.moves:
                 bound.append(_Bound(step, (None,) * len(step.inputs), tuple(enumerate(step.inputs)), (), release))
                 continue
-            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, program.regions[step.region].inputs, strict=True)):
+            takes = program.regions[step.region].inputs
+            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, takes, strict=True)):
                 if role == "weight":
                     weight = name.removeprefix("weight:")
                     inputs.append(kept[weight].bound(weights[weight]) if kept and weight in kept else weights[weight])

@@ -75,7 +75,7 @@ RANKED: dict[str, tuple[str, dict[str, Any]]] = {
        for name in ("glm4v", "glm46v", "glmga")},
     **{f"{name}-ranks": (name, {"text_config": _TWO}) for name in ("glm4v_moe", "glm_ocr")},
 }
-"""Models whose sizes 2 ranks divide, most of them 4 too. The changes of a vision family are those of the two configurations in it."""
+"""Models whose sizes 2 ranks divide, most of them 4 too."""
 
 
 MARKS = {"image": "<|image|>", "video": "<|video|>", "image_start": "<|begin_of_image|>", "image_end": "<|end_of_image|>",
@@ -106,8 +106,8 @@ class Made:
 
 
 def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
-    """The family's tiny configuration with `changes`, where a tuple stands for a list and a configuration of INNER for what differs
-    in it; the keys of config.json."""
+    """The family's tiny configuration with `changes`, where a tuple stands for a list, and of a configuration of INNER there is
+    what differs in it; the keys of config.json."""
     tiny = families.load({"model_type": family}).TINY
     listed = {name: [*value] if isinstance(value, tuple) else {**tiny[name], **value} if name in INNER else value
               for name, value in changes.items()}

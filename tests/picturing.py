@@ -24,6 +24,7 @@ from glmc.passes.tidy import tidy
 from glmc.program import Program
 from glmc.region import Bound
 from glmc.runtime.image.denoise import Denoiser
+from glmc.runtime.image.sharing import Sharing
 from glmc.runtime.steps import Steps
 from glmc.trace import trace
 
@@ -127,9 +128,10 @@ def made(target: str = "fx") -> Made:
     return Made(folder, pipeline, glmc.load(models.compiled_once("pipeline", folder, target, 1)))
 
 
-def shared(model: Any, ranks: Any) -> Any:
-    """The loaded model as one of several ranks, with the same weights."""
+def shared(model: Any, world: Any, cfg: bool = False) -> Any:
+    """The loaded model as one of several ranks, with the same weights; cfg: halves of them take guidance's two calls."""
+    groups = world.groups(guidance=2, rows=world.size // 2) if cfg else {}
     other = copy.copy(model)
-    other.ranks = ranks
-    other.denoiser = Denoiser(model.denoiser.steps, model.dtype, model.device, ranks)
+    other.ranks, other.sharing = world, Sharing(world, groups.get("rows"), groups.get("guidance"))
+    other.denoiser = Denoiser(model.denoiser.steps, model.dtype, model.device, other.sharing.rows)
     return other

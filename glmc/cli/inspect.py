@@ -16,6 +16,7 @@ from glmc.artifact import LINKED, Artifact
 from glmc.artifact_linked import summary
 from glmc.cli import arguments, show
 from glmc.errors import DamagedArtifact
+from glmc.placement import read_placement
 from glmc.program import KERNELS, MAIN, Program, read, written
 
 SOURCES = "sources.json"
@@ -29,6 +30,7 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         ledger, proofs = opened.json("ledger.json"), opened.json("proofs.json")
         if json:
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": written(programs),
+                       "ranks": _ranks(opened),
                        **ledger, **proofs, **({"sources": opened.json(SOURCES)} if SOURCES in opened.files else {}),
                        **({"kernels": opened.json(KERNELS)["kernels"], "here": _here(opened, programs[MAIN])}
                           if KERNELS in opened.files else {}),
@@ -37,7 +39,7 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         show.console().print(
             _summary(opened, programs[MAIN]),
             show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
-            _regions(programs), *_notes(ledger["notes"]), *_kernels(opened), *_forms(opened, proofs),
+            _regions(programs), *_notes(ledger["notes"]), *_kernels(opened), *_forms(opened, proofs), *_pieces(proofs),
             *show.ledger(ledger["ledger"]),
             proofs_table(proofs["proofs"]))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
@@ -77,6 +79,26 @@ def _forms(opened: Artifact, proofs: dict[str, Any]) -> list[Table]:
                              ("region", "worst error", "of the text in its own dtype", "limit", "note"),
                              [(p["region"], p["native_error"], p["text_error"], p["limit"], p["note"] or "")
                               for p in proofs["native"]])]
+
+
+def _pieces(proofs: dict[str, Any]) -> list[Table]:
+    """Each region that several ranks run in pieces, and how far they are off together; none where nothing is cut."""
+    lines = [(p["region"], p["pieces"], p["ranks"], p["error"], p["limit"], p["note"] or "") for p in proofs.get("placed", [])]
+    return [show.rows("regions of several ranks, all pieces against the uncut region in float32",
+                      ("region", "pieces", "ranks", "worst error", "limit", "note"), lines)] if lines else []
+
+
+def _ranks(opened: Artifact) -> dict[str, Any]:
+    """How many ranks may run the text model, in which mode, and how many weights are cut among them."""
+    placement = read_placement(opened.json("program.json"), lambda name: opened.read(f"regions/{name}.region").decode())
+    if placement is None:
+        return {"numbers": [1], "mode": None, "cut": 0}
+    return {"numbers": [1, *placement.ranks], "mode": placement.program.mode, "cut": len(placement.cuts)}
+
+
+def _ranks_text(found: dict[str, Any]) -> str:
+    numbers = ", ".join(map(str, found["numbers"]))
+    return f"{numbers}; {found['mode']}, {found['cut']} weights cut" if found["cut"] else numbers
 
 
 def proofs_table(proofs: list[dict[str, Any]]) -> Table:
@@ -152,6 +174,7 @@ def _summary(opened: Artifact, program: Program) -> Table:
         "made with": f"glmc {manifest['glmc']}, torch {manifest['torch']}, format {manifest['format_version']}",
         "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
                     else "any CPU" if manifest["engine"] == "native" else manifest["target"],
+        "ranks": _ranks_text(_ranks(opened)),
         **({"here": _here(opened, program)} if KERNELS in opened.files else {}),
         "source": manifest["source"],
         **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),

@@ -76,7 +76,8 @@ def _load(name: str) -> ctypes.CDLL:
     word, pointer = ctypes.c_int64, ctypes.c_void_p
     for function, result, arguments in (
             ("glmc_kernel", word, [ctypes.c_char_p]), ("glmc_open", pointer, [pointer, word, word, word]),
-            ("glmc_run", None, [pointer, pointer]), ("glmc_run_part", None, [pointer, pointer, word, word]), ("glmc_close", None, [pointer]), ("glmc_profile", None, [pointer, pointer]),
+            ("glmc_run", None, [pointer, pointer]), ("glmc_run_part", None, [pointer, pointer, word, word]),
+            ("glmc_close", None, [pointer]), ("glmc_profile", None, [pointer, pointer]),
             ("glmc_pack", word, [pointer, word]), ("glmc_allocate", pointer, [word]), ("glmc_free", None, [pointer])):
         getattr(library, function).restype, getattr(library, function).argtypes = result, arguments
     return library

@@ -12,7 +12,8 @@ from glmc.native.keep import Keep
 from glmc.native.share import fits, share
 from glmc.placement import Cut
 
-CUTS = {"rows in panels": ((128, 128), Cut(-2, (64, 64)), False), "rows between panels": ((60, 128), Cut(-2, (20, 20, 20)), False),
+CUTS = {"rows in panels": ((128, 128), Cut(-2, (64, 64)), False),
+        "rows between panels": ((60, 128), Cut(-2, (20, 20, 20)), False),
         "halves": ((128, 256), Cut(-2, (64, 64)), True), "halves between panels": ((40, 128), Cut(-2, (20, 20)), True),
         "columns": ((50, 256), Cut(-1, (256,)), False)}
 

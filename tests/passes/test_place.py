@@ -114,8 +114,9 @@ def test_a_layer_becomes_pieces_with_sums_between():
 def test_it_is_written_and_read_back():
     _, found, _ = placed()
     texts = {name: region.text() for name, region in found.program.regions.items()}
+    found = dataclasses.replace(found, ranks=found.degrees())
     again = read_placement({"parallel": json.loads(json.dumps(found.to_json()))}, texts.__getitem__)
-    assert again == found
+    assert (again, again.ranks) == (found, (2,))
     assert read_placement({}, texts.__getitem__) is None
 
 

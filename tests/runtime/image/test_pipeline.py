@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import lockstep
 import numpy as np
 import picturing
 import pytest
 import torch
 from PIL import Image
+from threaded import together
 
 from glmc.errors import UsageError
+from glmc.runtime.image.picture import Picture
 from glmc.runtime.image.prior import Prior
+from glmc.runtime.world import World
 
 PROMPT = "a sign \"open\" and 'it' over \u201ca door\u201d"
 
@@ -64,20 +66,41 @@ def test_a_picture_is_the_published_one(size, given, steps, guidance):
     assert int(apart.max()) <= 1
 
 
-@pytest.mark.parametrize(("ranks", "size", "given"), [
-    (2, (64, 96), ()), (4, (128, 32), ()), (2, (32, 64), ((96, 32), (64, 64))), (4, (64, 64), ((32, 32),))])
-def test_ranks_that_share_the_rows_make_the_picture_of_one(ranks, size, given):
+SHARED = [(2, False, (64, 96), ()), (4, False, (128, 32), ()), (2, False, (32, 64), ((96, 32), (64, 64))),
+          (4, False, (64, 64), ((32, 32),)), (2, True, (32, 64), ()), (2, True, (96, 32), ((32, 64),)), (4, True, (64, 32), ())]
+
+
+@pytest.mark.parametrize(("ranks", "cfg", "size", "given"), SHARED)
+def test_ranks_make_the_picture_of_one(ranks, cfg, size, given):
+    """They share its rows, or rows and guidance; rank 0's tokens and noise count, whatever the others were given."""
     made = picturing.made()
     shown = images(*given)
     prior, noise = drawn(*size, shown)
     asked = {"images": shown, "steps": 2, "prior": prior, "noise": noise, "seed": 1}
     alone = made.model.generate(PROMPT, *size, **asked)
 
-    def run(rank: lockstep.Rank) -> torch.Tensor:
-        return picturing.shared(made.model, rank).generate(PROMPT, *size, **asked).latents
+    def run(world: World) -> Picture:
+        others = {} if world.rank == 0 else {"prior": None, "noise": torch.zeros_like(noise), "seed": 5}
+        return picturing.shared(made.model, world, cfg).generate(PROMPT, *size, **{**asked, **others})
 
-    for latents in lockstep.together(ranks, run):
-        assert float((latents - alone.latents).abs().max()) <= 1e-4 * float(alone.latents.abs().max())
+    found = together(ranks, run)
+    assert not [fault for fault in found if isinstance(fault, Exception)]
+    for picture in found:
+        assert float((picture.latents - alone.latents).abs().max()) <= 1e-4 * float(alone.latents.abs().max())
+        assert picture.seed == alone.seed == 1
+    assert [picture.image is None for picture in found] == [rank > 0 for rank in range(ranks)]
+    assert np.array_equal(np.asarray(found[0].image), np.asarray(alone.image))
+
+
+@pytest.mark.parametrize(("ranks", "cfg", "asked", "field"), [
+    (2, True, {"height": 32, "guidance": 1.0}, "guidance"), (4, False, {"height": 32}, "height")])
+def test_what_ranks_cannot_share_is_refused_by_each(ranks, cfg, asked, field):
+    made = picturing.made()
+
+    def run(world: World) -> None:
+        picturing.shared(made.model, world, cfg).generate(PROMPT, width=32, steps=1, **asked)
+
+    assert [fault.field for fault in together(ranks, run)] == [field] * ranks
 
 
 def test_a_condition_image_and_the_prompt_and_the_seed_matter():
