@@ -89,7 +89,8 @@ def test_ranks_make_the_picture_of_one(ranks, cfg, size, given):
         assert float((picture.latents - alone.latents).abs().max()) <= 1e-4 * float(alone.latents.abs().max())
         assert picture.seed == alone.seed == 1
     assert [picture.image is None for picture in found] == [rank > 0 for rank in range(ranks)]
-    assert np.array_equal(np.asarray(found[0].image), np.asarray(alone.image))
+    apart = np.asarray(found[0].image, np.int16) - np.asarray(alone.image, np.int16)
+    assert abs(apart).max() <= 1  # of 255, where 1e-6 decides how a value is rounded
 
 
 @pytest.mark.parametrize(("ranks", "cfg", "asked", "field"), [
