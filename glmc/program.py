@@ -266,6 +266,9 @@ def read(data: dict[str, Any], text_of: Callable[[str], str]) -> dict[str, Progr
         if wrong:
             raise DamagedArtifact("a region's text has another name than its file", field=wrong[0])
         found[name] = Program.from_json(part, regions)
+    if found[MAIN].engine:
+        raise DamagedArtifact("the text runs on the artefact's own engine", file="program.json", field="engine",
+                              found=found[MAIN].engine)
     return found
 
 
