@@ -277,7 +277,11 @@ def read(data: dict[str, Any], text_of: Callable[[str], str]) -> dict[str, Progr
     stages = data.get("stages", {})
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise DamagedArtifact("the stages of the program are no objects", file="program.json", field="stages")
-    return {name: read_part(part, text_of) for name, part in {MAIN: data, **stages}.items()}
+    found = {name: read_part(part, text_of) for name, part in {MAIN: data, **stages}.items()}
+    if found[MAIN].engine:
+        raise DamagedArtifact("the text runs on the artefact's own engine", file="program.json", field="engine",
+                              found=found[MAIN].engine)
+    return found
 
 
 def read_part(part: dict[str, Any], text_of: Callable[[str], str]) -> Program:

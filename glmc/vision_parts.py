@@ -28,6 +28,8 @@ from glmc.parts import Part
 _MOST = 1 << 20
 # transformers hands over the bounds of the images, instead of splitting at them, to implementations with "flash" in the name.
 _NAME = "glmc_flash_packed"
+_CUBIC = {"bicubic": True, "bilinear": False}
+"""How the published towers name their sampling of a table of positions -> whether it is cubic."""
 
 
 def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -38,14 +40,14 @@ def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: 
 
 
 class ExplicitTower(nn.Module):
-    """The published tower with the boundary of this module's docstring; a cubic table of positions is sampled by one op."""
+    """The published tower with the boundary of this module's docstring; a table of positions is sampled by one op."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.model: Any = nn.Module()
         self.model.model = nn.Module()
         self.model.model.visual = visual  # at its published path
-        self.cubic = getattr(getattr(visual, "embeddings", None), "interpolated_method", "") == "bicubic"
+        self.cubic = _CUBIC.get(getattr(getattr(visual, "embeddings", None), "interpolated_method", ""))
         for module in visual.modules():
             plain = getattr(type(module).forward, "__wrapped__", None)
             if plain is not None and hasattr(module, "inv_freq"):
@@ -53,10 +55,11 @@ class ExplicitTower(nn.Module):
 
     def forward(self, pixels: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor,
                 grid: torch.Tensor | None = None) -> torch.Tensor:
-        if self.cubic and grid is not None:
+        cubic = self.cubic
+        if cubic is not None and grid is not None:
             embeddings: Any = self.model.model.visual.embeddings
             table = embeddings.position_embedding.weight
-            embeddings.forward = lambda patches, *_: patches + position_table(table, positions, ends, grid)
+            embeddings.forward = lambda patches, *_: patches + position_table(table, positions, ends, grid, cubic)
         # Nothing here reads `max_seqlen`; left out, it would be read from the values of `ends`.
         return self.model.model.visual(pixels, grid, position_ids=positions, cu_seqlens=ends, max_seqlen=1).pooler_output
 

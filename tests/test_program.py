@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from glmc.errors import DamagedArtifact
-from glmc.program import Program, Region, Spec, Step
+from glmc.program import Program, Region, Spec, Step, read, written
 
 TEXT = '''def layer_00000000(
     x: "value bfloat16 [B, S, 64]",
@@ -55,6 +56,15 @@ def test_a_program_reads_back():
     assert WHOLE.calls() == 2
 
 
+def test_a_part_may_have_an_engine_of_its_own():
+    part = dataclasses.replace(WHOLE, engine="fx")
+    data = json.loads(json.dumps(written({"text": WHOLE, "vision": part})))
+    texts = {name: region.text() for name, region in REGIONS.items()}
+    assert {name: found.engine for name, found in read(data, texts.__getitem__).items()} == {"text": None, "vision": "fx"}
+    with pytest.raises(DamagedArtifact, match="artefact's own engine"):
+        read({**data, "engine": "fx"}, texts.__getitem__)
+
+
 def damaged(change):
     data = json.loads(json.dumps(WHOLE.to_json()))
     change(data)
@@ -74,6 +84,7 @@ def damaged(change):
     (lambda d: d["steps"][1].update(inputs=["value:7"]), "before it is made"),
     (lambda d: d.update(logits="value:9"), "makes the logits"),
     (lambda d: d.update(steps=[]), "makes the logits"),
+    (lambda d: d.update(engine="aoti"), "unknown engine"),
 ])
 def test_a_program_that_breaks_its_laws_is_damage(change, says):
     with pytest.raises(DamagedArtifact, match=says):

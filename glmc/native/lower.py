@@ -42,7 +42,7 @@ def _arange(lower: Lowerer, name: str, size: Any) -> Any:
 
 @op("aten.unsqueeze.default")
 def _unsqueeze(lower: Lowerer, name: str, x: Any, dim: int) -> Any:
-    if isinstance(x, Index) or (dim == -4 and getattr(x, "swapped", False)):  # heads before patches
+    if isinstance(x, Index) or (dim == -4 and (getattr(x, "swapped", False) or isinstance(x, vision.HeadsFirst))):
         return x
     if dim == -2:
         return latent.heads_of(lower, x)
@@ -72,6 +72,8 @@ def _view(lower: Lowerer, name: str, x: Any, *sizes: Any) -> Any:
 
 @op("aten.transpose.int")
 def _transpose(lower: Lowerer, name: str, x: Any, first: int, second: int) -> Any:
+    if isinstance(x, Heads) and {first, second} == {-3, -2}:
+        return vision.HeadsFirst(x)
     if not isinstance(x, Rows | State | New) or {first, second} != {-3, -2}:
         raise Refused("a transpose that does not exchange tokens and heads")
     return type(x)(**{**x.__dict__, "swapped": not x.swapped})

@@ -10,18 +10,27 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from glmc.native.calls import Form, Index, Need, New, Refused, Rows, Slots, Stride, Weight
+from glmc.native.calls import Form, Heads, Index, Layout, Need, New, Refused, Rows, Slots, Stride, Weight
 from glmc.native.walk import Lowerer, op
 
 _PANEL = 32
+_WIDEST = 1024
+"""Channels of a head that a call turns, or leaves as they are, on its way to the keys."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Rows as [T, C, ...]: a row is one patch's values."""
+    """Rows as [T, C, ...] or [C, ...]: a row is one patch's values."""
 
     rows: Rows
     sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HeadsFirst:
+    """Heads that stand before the patches."""
+
+    heads: Heads
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ def _permute(lower: Lowerer, name: str, x: Any, order: list[int]) -> Any:
 
 @op("aten.conv2d.default")
 def _conv2d(lower: Lowerer, name: str, x: Any, weight: Any, bias: Any = None, stride: Any = (), *more: Any) -> Any:
+    if isinstance(x, Patches):
+        return _conv3d(lower, name, x, weight, bias, stride, *more)
     if not isinstance(x, Blocks) or not x.first or not isinstance(weight, Weight) or more:
         raise Refused("a convolution of something else than blocks of patches")
     lower.equal((tuple(weight.spec.shape[1:]), tuple(stride)), ((x.rows.width, x.merge, x.merge), (x.merge, x.merge)))
@@ -85,7 +96,7 @@ def _gelu(lower: Lowerer, name: str, x: Any) -> Any:
 
 
 @op("glmc.position_table")
-def _position_table(lower: Lowerer, name: str, table: Any, positions: Any, ends: Any, grid: Any) -> Any:
+def _position_table(lower: Lowerer, name: str, table: Any, positions: Any, ends: Any, grid: Any, cubic: bool = True) -> Any:
     if (positions, ends, grid) != (Index("turns"), Index("ends"), Index("grid")):
         raise Refused("a table of positions that is sampled at something else than the patches' own")
     lower.need(table, Need("table"))
@@ -93,7 +104,8 @@ def _position_table(lower: Lowerer, name: str, table: Any, positions: Any, ends:
     side = math.isqrt(count)
     lower.equal(side * side, count)
     out = lower.new(width)
-    lower.call("position_table", [width, side, Stride(out.reg), Form(table.name)], [table, out], writes=(out.reg,))
+    lower.call("position_table", [width, side, Stride(out.reg), Form(table.name), int(not cubic)], [table, out],
+               writes=(out.reg,))
     return out
 
 
@@ -108,6 +120,8 @@ def _place_media(lower: Lowerer, name: str, x: Any, features: Any, media: Any) -
 
 @op("glmc.attention_packed")
 def _attention_packed(lower: Lowerer, name: str, q: Any, keys: Any, values: Any, ends: Any, scale: float) -> Any:
+    if all(isinstance(x, HeadsFirst) for x in (q, keys, values)):
+        q, keys, values = _unturned(lower, q.heads, keys.heads, values.heads)
     if ends != Index("ends") or not isinstance(q, Rows) or not q.swapped:
         raise Refused("attention inside something else than a step's images")
     if not all(isinstance(x, New) and x.swapped and x.kind == kind for x, kind in ((keys, "keys"), (values, "values"))) \
@@ -127,3 +141,16 @@ def _attention_packed(lower: Lowerer, name: str, q: Any, keys: Any, values: Any,
     lower.call("attention_packed", [heads, width, Stride(q.reg), Stride(out.reg), places[0], *places[2:]],
                [Rows(q.reg, q.offset, q.width), own, other, out], [scale], (out.reg,))
     return Rows(out.reg, 0, out.width, swapped=True)
+
+
+def _unturned(lower: Lowerer, q: Heads, keys: Heads, values: Heads) -> tuple[Rows, New, New]:
+    """Queries, keys and values of one product that no position turns, laid out as those that one does."""
+    size = q.count * q.width
+    if any((x.reg, x.count, x.step, x.offset, x.width) != (q.reg, q.count, q.width, at * size, q.width)
+           for at, x in enumerate((q, keys, values))) or lower.widths[q.reg] != 3 * size or q.width > _WIDEST:
+        raise Refused("attention inside images over queries, keys and values that are not one product's thirds")
+    out = lower.new(size)
+    at = lower.call("split_qkv_norm_rope", [q.count, q.count, q.width, 0, Stride(q.reg), Stride(out.reg), 0, -2, -2,
+                                            Layout("form"), Layout("sequence"), Layout("keys"), Layout("values")],
+                    [Rows(q.reg, 0, 3 * size), *(None,) * 6, out, None, None], [0.0], (out.reg,))
+    return Rows(out.reg, 0, size, swapped=True), New(at, "keys", swapped=True), New(at, "values", swapped=True)

@@ -97,3 +97,10 @@ def test_an_intact_file_that_lacks_a_field_is_damage(tmp_path, options):
     done = call("inspect", str(sealed(tmp_path / "x.glmc", **options)))
     assert done.exit_code == 4
     assert "Traceback" not in done.stderr
+
+
+def test_inspect_tells_what_was_noted_while_compiling(tmp_path):
+    said = "part vq runs on engine fx: the native engine cannot run vq_embed_0: a convolution"
+    done = call("inspect", str(sealed(tmp_path / "x.glmc", ledger={**LEDGER, "notes": [said]})))
+    assert done.exit_code == 0
+    assert "part vq runs on engine fx" in done.stdout

@@ -102,17 +102,18 @@ def test_blocks_of_patches_become_rows(count):
     assert torch.equal(found, x.view(5, -1))
 
 
+@pytest.mark.parametrize("cubic", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("side", "width"), [(4, 24), (24, 40), (1, 7)])
-def test_the_table_of_positions_is_sampled_as_published(dtype, side, width):
+def test_the_table_of_positions_is_sampled_as_published(dtype, side, width, cubic):
     table, grid = drawn(side * side, width).to(dtype), torch.tensor([[1, 4, 6], [1, 30, 2], [1, 2, 2]])
     positions = torch.cat([torch.cartesian_prod(torch.arange(int(h)), torch.arange(int(w))) for _, h, w in grid])
     ends = ends_of([24, 60, 4])
     one = One()
     weight, out = one.weight(table, Keep("rows", tuple(table.shape), str(table.dtype).removeprefix("torch."))), one.room(width)
-    found = one.run("position_table", [width, side, Stride(out.reg), Form(weight.name)], [weight, out], tokens=88,
-                    turns=positions.T.contiguous(), ends=ends.long(), grid=grid)[out.reg]
-    exact = position_table.run(table.double() if dtype is torch.float32 else table.float(), positions, ends, grid)
+    found = one.run("position_table", [width, side, Stride(out.reg), Form(weight.name), int(not cubic)], [weight, out],
+                    tokens=88, turns=positions.T.contiguous(), ends=ends.long(), grid=grid)[out.reg]
+    exact = position_table.run(table.double() if dtype is torch.float32 else table.float(), positions, ends, grid, cubic)
     assert (found - exact).abs().max() < 1e-5
 
 
