@@ -223,8 +223,7 @@ class _Pieces:
         if ast.unparse(call.func) == "aten.sym_size.int":
             self.sizes[name] = text
             return
-        if ast.unparse(call.func) == "aten.index_put_.default":
-            self.caches[ast.unparse(call.args[0])] = found
+        self.caches |= site.written
         self.bodies[-1].append((name, text))
 
     def _end(self, name: str) -> None:

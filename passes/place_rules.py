@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glmc.placement import Cut
@@ -69,11 +69,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 @dataclass
 class Site:
-    """A line while its rule looks at it: its call, which a rule may change, and the names of what it reads."""
+    """A line while its rule looks at it: its call, which a rule may change, the names of what it reads, and the caches that it
+    writes, as they are then."""
 
     call: ast.Call
     names: dict[int, str]
-    changed: bool = False
+    written: dict[str, Value] = field(default_factory=dict)
 
     def refuse(self, reason: str, *values: Any) -> NotPlaced:
         why = frozenset().union(*(v.why for v in values if isinstance(v, Value)))
@@ -92,9 +93,16 @@ class Site:
             if isinstance(value, Value) and value.cut is not None:
                 raise self.refuse(reason, *values)
 
+    def write(self, cache: Value, new: Value) -> Value:
+        """The cache with `new` in it: it is cut as what is written to it."""
+        self.summed(new)
+        if new.cut and new.cut.dim != -2:
+            raise self.refuse("a cache of parts of heads", new)
+        found = self.written[self.names[id(cache)]] = dataclasses.replace(cache, cut=new.cut, why=new.why)
+        return found
+
     def divide(self, node: ast.expr) -> ast.expr:
         """A literal as its share among the ranks."""
-        self.changed = True
         return ast.BinOp(node, ast.FloorDiv(), ast.Name("N", ast.Load()))
 
     def divide_keyword(self, name: str) -> None:
@@ -176,10 +184,11 @@ def _elementwise(site: Site, *values: Any, **_: Any) -> Value:
 
 
 @rule("glmc.split_qkv_norm_rope")
-def _split(site: Site, qkv: Value, cos: Value, sin: Value, *more: Any, heads: int, kv_heads: int, **_: Any,
+def _split(site: Site, qkv: Value, cos: Value, sin: Value, q_weight: Any = None, k_weight: Any = None, q_bias: Any = None,
+           k_bias: Any = None, keys: Any = None, values: Any = None, slots: Any = None, *, heads: int, kv_heads: int, **_: Any,
            ) -> tuple[Value, ...]:
     site.summed(qkv)
-    site.be_whole("a part of a norm or of a table", cos, sin, *more)
+    site.be_whole("a part of a norm, a table or the places", cos, sin, q_weight, k_weight, q_bias, k_bias, slots)
     lead = qkv.shape[:-1] if qkv.shape else ()
     width = int(qkv.shape[-1]) // (heads + 2 * kv_heads) if qkv.shape else 0
     counts = (heads, kv_heads, kv_heads)
@@ -188,17 +197,14 @@ def _split(site: Site, qkv: Value, cos: Value, sin: Value, *more: Any, heads: in
             raise site.refuse("queries, keys and values that are not cut each by itself", qkv)
         site.divide_keyword("heads")
         site.divide_keyword("kv_heads")
-    return tuple(qkv.like((*lead, n, width), Cut(-2, (n,)) if qkv.cut else None) for n in counts)
+    q, k, v = (qkv.like((*lead, n, width), Cut(-2, (n,)) if qkv.cut else None) for n in counts)
+    return (q, k, v) if keys is None else (q, site.write(keys, k), site.write(values, v))
 
 
 @rule("aten.index_put_.default")
 def _index_put(site: Site, cache: Value, where: list, new: Value) -> Value:
-    """A cache is cut as what is written to it."""
-    site.summed(new)
     site.be_whole("a part of the places", *where)
-    if new.cut and new.cut.dim != -2:
-        raise site.refuse("a cache of parts of heads", new)
-    return dataclasses.replace(cache, cut=new.cut, why=new.why)
+    return site.write(cache, new)
 
 
 @rule("glmc.attention")

@@ -91,7 +91,7 @@ class _Replay:
         local |= weights
         given = {name: local[own] for name, (own, _, _) in zip(self.step.inputs, text.inputs, strict=True)}
         mine = [self._share(given, rank) for rank in range(self.ranks)]
-        whole = {name: tensor.clone() for name, tensor in given.items()}
+        whole = _apart(given)
         whole |= _run(text, self.step, whole)
         for one in self.group:
             if one.moves:
@@ -125,8 +125,8 @@ class _Replay:
             elif name.startswith("cache:") and name in specs:
                 heads = int(specs[name].shape[-2])
                 tensor = tensor if heads == tensor.shape[-2] else tensor.narrow(-2, rank * heads, heads)
-            own[name] = tensor.clone()
-        return own
+            own[name] = tensor
+        return _apart(own)
 
     def _weight(self, name: str, shape: list[int]) -> torch.Tensor:
         drawn = torch.randn(shape, generator=self.draw)
@@ -135,6 +135,11 @@ class _Replay:
         if "norm" in name:
             return 1 + 0.3 * drawn
         return 0.3 * drawn if len(shape) == 1 else drawn * shape[-1] ** -0.5
+
+
+def _apart(values: Tensors) -> Tensors:
+    """The same with caches of its own, which runs write."""
+    return {name: tensor.clone() if name.startswith("cache:") else tensor for name, tensor in values.items()}
 
 
 def _run(region: Region, step: Step, values: Tensors) -> Tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -109,6 +110,17 @@ def test_a_layer_becomes_pieces_with_sums_between():
     assert "aten.slice.Tensor(both, -1, 0, 10, 1)" in second
     assert "//" not in first + second + third + head
     assert {proof.pieces for proof in prove_placement(whole, found, 2)} == {1, 3}
+
+
+def test_a_cache_that_the_split_itself_writes():
+    changes = (("(linear, cos, sin, heads", "(linear, cos, sin, None, None, None, None, keys, values, positions, heads"),
+               ("aten.index_put_.default(keys, [rows, positions], k)", "aten.contiguous.default(k)"),
+               ("aten.index_put_.default(values, [rows, positions], v)", "aten.contiguous.default(v)"))
+    written = functools.reduce(lambda text, change: text.replace(*change), changes, LAYER)
+    whole, found, notes = placed(written)
+    assert "5 of 7 weights are cut" in notes[0]
+    assert 'keys: "cache float32 [B, L, 1, 8]"' in found.program.at(2).regions[found.program.steps[0].region].text()
+    assert max(proof.error for proof in prove_placement(whole, found, 2)) < 1e-5
 
 
 def test_it_is_written_and_read_back():
