@@ -47,7 +47,7 @@ def work(given: argparse.Namespace, report: Report) -> None:
     state: dict[str, Any] = {"stage": "start"}
     try:
         _work(given, report, deadline, rank, size, state)
-    except BaseException as error:
+    except Exception as error:
         world = state.get("world")
         raise (world.fail(error) if world else RankFault.of(error, rank, "start").error()) from error
 
@@ -103,7 +103,7 @@ def main(words: list[str]) -> int:
         return 130
     except Exception as error:
         told = InternalError(f"{type(error).__name__}: {error}")
-    report.fault(RankFault.of(told, int(os.environ.get("RANK", 0)), "start") if not hasattr(told, "fault") else told.fault)
+    report.fault(RankFault.of(told, int(os.environ.get("RANK", 0)), "start"))
     return told.exit
 
 

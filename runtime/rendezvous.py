@@ -51,6 +51,8 @@ def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
 def meet(deadline: float, file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Meeting:
     """Wait until all ranks are here, by `file` or by MASTER_ADDR and MASTER_PORT. Raises RankError that names the missing."""
     rank, size = place(environment)
+    if not 0 < deadline <= 86400:
+        raise UsageError("the deadline is out of range", field="deadline", expected="up to 86400 seconds", found=deadline)
     wait = timedelta(seconds=deadline)
     try:
         store = dist.FileStore(str(file), size) if file else _by_address(rank, size, wait, environment)
