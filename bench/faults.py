@@ -32,8 +32,8 @@ HOW = ("each cell is one run of processes on the CPU with one planted fault: {ki
        "the last; before the ranks have met (meet) only faults of a whole process; besides, a value that is not finite in what "
        "rank 0 sends. Time runs from the fault to the end of all processes. A run without an error must be of kind `slow`, and "
        "must give the tokens of a run of one process. A process is left over if it carries the cell's number in its command "
-       "line when the run has ended. Where two ranks differ and nothing tells which is right (shape, dtype, disagree), both are "
-       "named")
+       "line when the run has ended. Where two ranks differ and nothing tells which is right (shape, dtype, disagree), both "
+       "are named")
 _STARTING = threading.Lock()
 
 

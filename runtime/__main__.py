@@ -47,7 +47,7 @@ def work(given: argparse.Namespace, report: Report) -> None:
     state: dict[str, Any] = {"stage": "start"}
     try:
         _work(given, report, deadline, rank, size, state)
-    except BaseException as error:
+    except Exception as error:
         world = state.get("world")
         raise (world.fail(error) if world else RankFault.of(error, rank, "start").error()) from error
 
@@ -57,6 +57,7 @@ def _work(given: argparse.Namespace, report: Report, deadline: float, rank: int,
 
     import glmc
     from glmc.artifact import Artifact
+    from glmc.runtime.device import of_rank
     from glmc.runtime.faults import Fault, FaultyWorld
     from glmc.runtime.ranked import Ranked, Request, answer, told
     from glmc.runtime.world import World, is_main
@@ -75,11 +76,12 @@ def _work(given: argparse.Namespace, report: Report, deadline: float, rank: int,
     torch.set_num_threads(threads)
     report.tell("stage", stage="start")
     artifact = Artifact.open(given.out)
-    world = state["world"] = kind.open(deadline, given.file, given.device)
+    device = of_rank(artifact, given.device, int(os.environ.get("LOCAL_RANK", 0)))
+    world = state["world"] = kind.open(deadline, given.file, device)
     world.watch = lambda stage: report.tell("stage", stage=stage)
     world.agree({"artifact": artifact.manifest["digest"], "glmc": glmc.__version__, "torch": torch.__version__,
                  "ranks": str(size), "deadline": str(deadline), "request": repr(request)})
-    model = Ranked(artifact, world, given.device, threads)
+    model = Ranked(artifact, world, device, threads)
     world.agree({"parts": ", ".join(sorted(model.programs)), "weights": str(len(model.weights))}, "load")
     result = answer(model, request, lambda text: report.tell("piece", text=text) if text and is_main(world) else None)
     if is_main(world):
@@ -101,7 +103,7 @@ def main(words: list[str]) -> int:
         return 130
     except Exception as error:
         told = InternalError(f"{type(error).__name__}: {error}")
-    report.fault(RankFault.of(told, int(os.environ.get("RANK", 0)), "start") if not hasattr(told, "fault") else told.fault)
+    report.fault(RankFault.of(told, int(os.environ.get("RANK", 0)), "start"))
     return told.exit
 
 

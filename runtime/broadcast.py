@@ -1,7 +1,7 @@
 """One rank runs a stage and the others receive what came of it: named tensors, or the error.
 
 The status comes first, in the header of the swap, and whatever can fail on the sender has happened by then: running, checking
-and listing the tensors. Receivers allocate from the list after its bounds were checked. Up to 16 KiB all of it is one swap.
+and listing the tensors. Receivers allocate from the list after its bounds were checked. Up to 32 KiB all of it is one swap.
 More goes in pieces by gloo's own broadcast; each side adds a piece up while the next is under way; last the sums are compared.
 """
 
@@ -21,7 +21,9 @@ from glmc.runtime.collectives import Collectives
 from glmc.runtime.envelope import (
     FAILED,
     HEADER,
+    OK,
     PLACE,
+    TAG,
     Entry,
     Header,
     decode_manifest,
@@ -33,8 +35,10 @@ from glmc.runtime.exchange import BODY, INLINE
 from glmc.runtime.rank_fault import RankFault
 from glmc.runtime.ranks import MAIN
 
-PIECE = 1 << 22
+PIECE = 1 << 23
 _IN_FLIGHT = 2
+_NOTHING = encode(Header(bytes(16), "", 0, 0, "broadcast", 0))[PLACE:TAG]
+"""What a header tells of a rank that only receives."""
 
 
 def broadcast(group: Collectives, stage: str, run: Callable[[], Mapping[str, torch.Tensor]],
@@ -109,6 +113,10 @@ def _exchange(group: Collectives, head: bytes, body: bytes) -> None:
 def _swap(group: Collectives, head: bytes, body: bytes) -> Header:
     """MAIN's header, after the swap in which the others send nothing. Raises RankError where one of them is at another call."""
     _exchange(group, head, body)
+    frames = group.exchange.frames
+    nothing = frames[MAIN][:PLACE].tobytes() + _NOTHING
+    if frames[MAIN][PLACE] == OK and all(frame[:TAG] == nothing for frame in frames[1:]):
+        return group.one_header(MAIN)
     main, *others = group.headers(PLACE)
     for header in others:
         if header.length or header.shape or header.dtype != "uint8":
@@ -155,12 +163,10 @@ def _begin(group: Collectives, piece: torch.Tensor) -> Any:
 
 def _check_finite(tensors: Mapping[str, torch.Tensor], exempt: Collection[str]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and name not in exempt:
-            wide = tensor.float() if tensor.itemsize < 2 else tensor
-            # One pass in most cases: a sum of finite values may overflow, one with NaN or infinity cannot be finite.
-            if not torch.isfinite(wide.sum(dtype=torch.float64 if wide.itemsize == 8 else torch.float32)):
-                if not torch.isfinite(wide).all():
-                    raise NumericError("a value to be sent to the other ranks is not finite", field=name)
+        if tensor.is_floating_point() and tensor.numel() and name not in exempt:
+            # The least and the most, in one pass; each is NaN where any value is.
+            if not all(torch.isfinite(end) for end in (tensor.float() if tensor.itemsize < 2 else tensor).aminmax()):
+                raise NumericError("a value to be sent to the other ranks is not finite", field=name)
 
 
 def _digest(body: bytes | memoryview) -> bytes:

@@ -2,7 +2,7 @@
 
 Every call begins with a swap of frames (`glmc.runtime.exchange`) whose headers must be equal: run, stage, how many stages and
 calls there were, operation, dtype and shape. A rank that leaves out a call is thus found at the next call that differs, at the
-latest when the stage ends, which is before an answer is released; another dtype or shape is found at once. Up to 16 KiB the
+latest when the stage ends, which is before an answer is released; another dtype or shape is found at once. Up to 32 KiB the
 tensor travels in the frame, so that the check costs little beside it. Tensors of a device go over the device's own group, and
 what was called there is compared at the end of the stage.
 """
@@ -64,7 +64,7 @@ class Collectives:
         if tensor.device.type != "cpu":
             return self._device(tensor).all_reduce(tensor)
         parts = self._parts("reduce", tensor)
-        if parts is None:  # large, and more than two
+        if parts is None:
             total = tensor.clone(memory_format=torch.contiguous_format)
             self.exchange.wait(self.exchange.group.allreduce([total]), None, self.stage)
             return total
@@ -127,20 +127,14 @@ class Collectives:
         return self.on_device
 
     def _parts(self, op: str, tensor: torch.Tensor) -> list[torch.Tensor] | None:
-        """All ranks' tensors, valid until the next call; None, after the check, where gloo's own collective is quicker."""
+        """All ranks' tensors, valid until the next call; None, after the check, where they are too large for a frame."""
         tensor = tensor.contiguous()
         size, shape = tensor.nbytes, tensor.shape
         inline = size <= INLINE
         if inline:
             self.exchange.outgoing[BODY:BODY + size].copy_(checksum.flat_bytes(tensor))
         self._equal(op, _name(tensor), tuple(shape), size)
-        if inline:
-            return [frame[BODY:BODY + size].view(tensor.dtype).view(shape) for frame in self.exchange.tensors]
-        if self.size != 2:
-            return None
-        other = torch.empty_like(tensor)
-        self.exchange.trade(checksum.flat_bytes(tensor), checksum.flat_bytes(other), self.stage)
-        return [tensor, other] if self.rank == 0 else [other, tensor]
+        return [frame[BODY:BODY + size].view(tensor.dtype).view(shape) for frame in self.exchange.tensors] if inline else None
 
     def header(self, op: str, dtype: str = "uint8", shape: tuple[int, ...] = (), length: int = 0, digest: bytes = _FIXED,
                 status: int = 0) -> Header:
@@ -176,17 +170,7 @@ class Collectives:
 
         Raises what a rank has failed with, else RankError that names the rank.
         """
-        headers = []
-        for i, frame in enumerate(self.exchange.frames):
-            try:
-                header = decode(frame)
-            except RankError as fault:
-                raise self.whose(fault.what, i) from fault
-            if header.rank != i or header.run != self.run:
-                raise self.whose("the message is another rank's, or of another run", i)
-            if header.status == FAILED:
-                raise RankFault.from_json(decode_object(self.body(i, header))).error()
-            headers.append(header)
+        headers = [self.one_header(i) for i in range(self.size)]
         if self._differ(length):
             ahead = max(header.number for header in headers)
             culprits = ([i for i, header in enumerate(headers) if header.op == "close"]
@@ -194,6 +178,18 @@ class Collectives:
             raise self._apart("the ranks are not at the same call; one left out a call, or made one too many", self.stage,
                               [header.place() for header in headers], culprits if len(culprits) < self.size else None)
         return headers
+
+    def one_header(self, rank: int) -> Header:
+        """A rank's header, checked by itself. Raises what it has failed with, else RankError that names it."""
+        try:
+            header = decode(self.exchange.frames[rank])
+        except RankError as fault:
+            raise self.whose(fault.what, rank) from fault
+        if header.rank != rank or header.run != self.run:
+            raise self.whose("the message is another rank's, or of another run", rank)
+        if header.status == FAILED:
+            raise RankFault.from_json(decode_object(self.body(rank, header))).error()
+        return header
 
     def whose(self, what: str, rank: int) -> GlmcError:
         return self.fail(RankFault(what, ranks=(self.exchange.members[rank],), stage=self.stage).error())

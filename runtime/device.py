@@ -86,6 +86,13 @@ def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0, wei
                   functools.partial(Staging, place), ahead=True, stale=held.stale)
 
 
+def of_rank(artifact: Artifact, asked: str | None, number: int) -> str | None:
+    """What to ask `open_device` for on rank `number` of a host: a device without a number is the rank's own."""
+    target = TARGETS.get(artifact.manifest["target"])
+    name = asked or (_OWN.get(target.machine) if target else None)
+    return f"{name}:{number}" if name in ("cuda", "npu") else asked
+
+
 def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
     """Native code must meet the torch and the CPU it was made for."""
     if manifest["engine"] != "aoti":

@@ -16,13 +16,13 @@ from glmc.runtime.rank_fault import RankFault
 
 BODY = -(-HEADER // 64) * 64
 """Where the inline part of a frame begins, aligned for any dtype."""
-INLINE = 1 << 14
+INLINE = 1 << 15
 """The most bytes that travel in the frame itself."""
 FRAME = BODY + INLINE
 HUB = 0
 PATIENCE = 0.5
 """Seconds that the others wait longer than HUB, which knows better who is late."""
-_FRAME, _PAYLOAD = 0, 1  # gloo's tags
+_TAG = 0
 
 
 class _Room:
@@ -65,7 +65,7 @@ class Exchange:
         own = room if self.rank == HUB else self._own
         self.outgoing, self.mine = own.tensors[0], own.frames[0]
         sources = [(i, room.tensors[i]) for i in self._peers] if self.rank == HUB else [(HUB, room.whole)]
-        self._coming = [(i, self._begin(self.group.recv, tensor, i, _FRAME, stage)) for i, tensor in sources]
+        self._coming = [(i, self._begin(self.group.recv, tensor, i, _TAG, stage)) for i, tensor in sources]
 
     def swap(self, stage: str) -> None:
         """Send `mine` and receive all others' frames. Raises what a peer died of, else RankError that names the peer.
@@ -76,7 +76,7 @@ class Exchange:
         targets = self._peers if self.rank == HUB else [HUB]
         if self.rank == HUB:
             self._arrive(stage)
-        sent = [(i, self._begin(self.group.send, self._next.whole if self.rank == HUB else self.outgoing, i, _FRAME, stage))
+        sent = [(i, self._begin(self.group.send, self._next.whole if self.rank == HUB else self.outgoing, i, _TAG, stage))
                 for i in targets]
         for i, work in sent:
             self.wait(work, i, stage)
@@ -98,13 +98,7 @@ class Exchange:
                 except RuntimeError as fault:  # it has everything, and has gone
                     self._told.append(fault)
         else:
-            self.wait(self._begin(self.group.send, self.outgoing, HUB, _FRAME, "close"), HUB, "close")
-
-    def trade(self, mine: torch.Tensor, theirs: torch.Tensor, stage: str) -> None:
-        """Between two ranks: `mine` for the other's tensor of the same shape and dtype, written to `theirs`."""
-        turns = ((self.group.recv, theirs), (self.group.send, mine))
-        for call, tensor in turns if self.rank == HUB else turns[::-1]:
-            self.wait(self._begin(call, tensor, 1 - self.rank, _PAYLOAD, stage), 1 - self.rank, stage)
+            self.wait(self._begin(self.group.send, self.outgoing, HUB, _TAG, "close"), HUB, "close")
 
     def _begin(self, call: Any, tensor: torch.Tensor, peer: int, tag: int, stage: str) -> Any:
         try:
@@ -136,7 +130,7 @@ class Exchange:
             self.store.set(f"fault/{self.members[self.rank]}", encode_object(fault.to_json()))
             tensor = torch.zeros(FRAME if self.rank != HUB else FRAME * len(self.members), dtype=torch.uint8)
             tensor[:len(frame)] = torch.frombuffer(bytearray(frame), dtype=torch.uint8)
-            self._told = [(tensor, self.group.send([tensor], i, _FRAME)) for i in self._peers]
+            self._told = [(tensor, self.group.send([tensor], i, _TAG)) for i in self._peers]
         except RuntimeError as error:  # the others have gone, or their store has: they know already
             self._told = [error]
 

@@ -32,8 +32,8 @@ class RankFault:
 
     @staticmethod
     def of(error: BaseException, rank: int, stage: str) -> RankFault:
-        """What `error`, raised on `rank` in `stage`, is to the others. A RankError keeps the ranks that it names."""
-        if isinstance(error, RankError) and (known := getattr(error, "fault", None)):
+        """What `error`, raised on `rank` in `stage`, is to the others; one that came from a rank stays what it was there."""
+        if isinstance(known := getattr(error, "fault", None), RankFault):
             return known
         if not isinstance(error, GlmcError):
             return RankFault(f"{type(error).__name__}: {error}"[:LONGEST], ranks=(rank,), stage=stage)

@@ -1,7 +1,7 @@
 """How ranks find each other: a file that all can open, or the address that torchrun gives; and who has not come.
 
-Nothing listens on all interfaces. With a file, gloo listens on the loopback address alone. With an address it listens where the
-host's name resolves to, or on GLOO_SOCKET_IFNAME, which is for whoever starts several hosts to say.
+Nothing listens on all interfaces. On one host gloo listens on the loopback address alone. On several it listens where a host's
+name resolves to, or on GLOO_SOCKET_IFNAME, which is for whoever starts them to say.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
 def meet(deadline: float, file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Meeting:
     """Wait until all ranks are here, by `file` or by MASTER_ADDR and MASTER_PORT. Raises RankError that names the missing."""
     rank, size = place(environment)
+    if not 0 < deadline <= 86400:
+        raise UsageError("the deadline is out of range", field="deadline", expected="up to 86400 seconds", found=deadline)
     wait = timedelta(seconds=deadline)
     try:
         store = dist.FileStore(str(file), size) if file else _by_address(rank, size, wait, environment)
@@ -65,7 +67,7 @@ def meet(deadline: float, file: Path | None = None, environment: Mapping[str, st
         if time.monotonic() > ends:
             raise RankFault(f"did not come within the deadline of {deadline:g} s", ranks=tuple(missing), stage="start").error()
         time.sleep(_LOOK)
-    local = file is not None or environment.get("MASTER_ADDR") in (LOOPBACK, "localhost")
+    local = file is not None or environment.get("LOCAL_WORLD_SIZE") == str(size)
     return Meeting(rank, size, store, bytes.fromhex(store.get("run").decode()), local)
 
 

@@ -89,7 +89,7 @@ class Supervised:
 
     request: the fields of glmc.runtime.ranked.Request. deadline: the most seconds that a rank waits for another.
     Raises while iterated: the error of the rank that failed first, RankError for one that died, fell silent or left too early;
-    all ranks have ended then.
+    all ranks have ended then. Iterate it in a thread that lives as long: the kernel ends the ranks with the thread.
     """
 
     def __init__(self, out: Path, request: Mapping[str, Any], ranks: int, deadline: float, device: str | None = None) -> None:

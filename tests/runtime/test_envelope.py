@@ -144,7 +144,7 @@ def test_an_error_arrives_as_its_own_class(kind):
 
 def test_an_error_keeps_its_origin_on_its_way():
     first = RankFault.of(NumericError("not finite"), 2, "prefill 0")
-    assert RankFault.of(first.error(), 0, "decode 1").ranks in ((2,), (0,))
+    assert RankFault.of(first.error(), 0, "decode 1").ranks == (2,)
     lost = RankFault("has gone", ranks=(2,), stage="s").error()
     assert RankFault.of(lost, 0, "t") == lost.fault
 

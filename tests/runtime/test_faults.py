@@ -127,7 +127,7 @@ def until(true, seconds=30.0):
     return got
 
 
-@pytest.mark.parametrize(("how", "kind"), [(signal.SIGKILL, "freeze"), (signal.SIGKILL, "hang"), (signal.SIGINT, "freeze")])
+@pytest.mark.parametrize(("how", "kind"), [(signal.SIGKILL, "freeze"), (signal.SIGKILL, "hang"), (signal.SIGINT, "hang")])
 def test_no_rank_outlives_its_parent(out, tmp_path, how, kind):
     number, mark = 3 * 10**9 + os.getpid(), tmp_path / "struck"
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(out), str(number)], stderr=subprocess.DEVNULL,
@@ -144,7 +144,7 @@ def test_no_rank_outlives_its_parent(out, tmp_path, how, kind):
 
 
 def test_torchrun_starts_ranks_as_well(out, wanted):
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint",
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint",
              "127.0.0.1:0", "-m", "glmc.runtime", str(out), "--prompt", "hello", "--raw", "--max-new-tokens", "6"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

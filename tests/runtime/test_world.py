@@ -151,6 +151,30 @@ def test_a_stage_that_the_main_rank_swallowed_gives_no_stale_tensor():
     assert all(type(fault) is RankError and fault.fault.ranks == (0,) for fault in faults), faults
 
 
+def raw(w, tensor):
+    """gloo's own broadcast from rank 0, as it would be without a header."""
+    options = torch.distributed.BroadcastOptions()
+    options.rootRank = options.rootTensor = 0
+    w.exchange.group.broadcast([tensor], options).wait()
+    return tensor
+
+
+@pytest.mark.parametrize("case", ["dtype", "larger", "skipped"])
+def test_gloo_by_itself_gives_wrong_data_without_an_error(case):
+    """What the headers are for: if this fails, gloo has learnt to check."""
+    def work(w):
+        if case == "dtype":
+            return raw(w, torch.ones(2) if w.rank == 0 else torch.zeros(2, dtype=torch.int32))
+        if case == "larger":
+            return raw(w, torch.ones(2) if w.rank == 0 else torch.zeros(4))
+        if w.rank == 0:  # swallows the error of its first stage, and goes on with the second
+            return raw(w, torch.full((2,), 2.0))
+        return raw(w, torch.zeros(2))
+
+    got = together(2, work)[1]
+    assert got.tolist() == {"dtype": [0x3F800000] * 2, "larger": [1, 1, 0, 0], "skipped": [2, 2]}[case]
+
+
 FACTS = {"artifact": "abc", "torch": "2.13", "seed": "1"}
 
 
