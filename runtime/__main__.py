@@ -30,6 +30,12 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--raw", action="store_true")
+    parser.add_argument("--image", action="append", default=[], dest="images")
+    parser.add_argument("--size", help="of a picture, width x height")
+    parser.add_argument("-o", dest="output", help="where a picture is written")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=1.5)
+    parser.add_argument("--cfg-parallel", action="store_true", dest="cfg")
     parser.add_argument("--request", help="all of the request as JSON, instead of the options above")
     parser.add_argument("--device")
     parser.add_argument("--deadline", type=float, default=None, help="the most seconds to wait for another rank")
@@ -59,12 +65,15 @@ def _work(given: argparse.Namespace, report: Report, deadline: float, rank: int,
     from glmc.artifact import Artifact
     from glmc.runtime.device import of_rank
     from glmc.runtime.faults import Fault, FaultyWorld
-    from glmc.runtime.ranked import Ranked, Request, answer, told
+    from glmc.runtime.session import read_programs
     from glmc.runtime.world import World, is_main
 
-    request = Request(**json.loads(given.request)) if given.request else Request(
-        **{name: getattr(given, name) for name in ("prompt", "max_new_tokens", "temperature", "top_k", "top_p",
-                                                   "repetition_penalty", "seed", "raw")})
+    artifact = Artifact.open(given.out)
+    if artifact.manifest["dims"].get("pictures") is None:
+        from glmc.runtime import ranked
+    else:
+        from glmc.runtime.image import ranked
+    request = ranked.Request(**json.loads(given.request)) if given.request else ranked.Request.of(given)
     fault = Fault.asked()
     if fault and fault.rank == rank:
         kind: type[World] = type("PlantedWorld", (FaultyWorld,), {"fault": fault})
@@ -75,17 +84,16 @@ def _work(given: argparse.Namespace, report: Report, deadline: float, rank: int,
     threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     torch.set_num_threads(threads)
     report.tell("stage", stage="start")
-    artifact = Artifact.open(given.out)
     device = of_rank(artifact, given.device, int(os.environ.get("LOCAL_RANK", 0)))
     world = state["world"] = kind.open(deadline, given.file, device)
     world.watch = lambda stage: report.tell("stage", stage=stage)
     world.agree({"artifact": artifact.manifest["digest"], "glmc": glmc.__version__, "torch": torch.__version__,
                  "ranks": str(size), "deadline": str(deadline), "request": repr(request)})
-    model = Ranked(artifact, world, device, threads)
-    world.agree({"parts": ", ".join(sorted(model.programs)), "weights": str(len(model.weights))}, "load")
-    result = answer(model, request, lambda text: report.tell("piece", text=text) if text and is_main(world) else None)
+    model = ranked.opened(artifact, world, request, device, threads)
+    world.agree({"parts": ", ".join(sorted(read_programs(artifact)))}, "load")
+    result = ranked.answer(model, request, lambda text: report.tell("piece", text=text) if text and is_main(world) else None)
     if is_main(world):
-        report.tell("answer", answer=told(result))
+        report.tell("answer", answer=ranked.told(result))
     world.close()
     report.tell("done", main=is_main(world))
 

@@ -8,8 +8,9 @@ are compared once, with the whole answer.
 from __future__ import annotations
 
 import secrets
+from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class Request:
     fps: float | None = None
     video_max_tokens: int | None = None
 
+    @staticmethod
+    def of(given: Namespace) -> Request:
+        """What a worker's command line asks for."""
+        return Request(**{one.name: getattr(given, one.name) for one in fields(Request) if hasattr(given, one.name)})
+
 
 class Ranked(Model):
     """A model whose steps are stages of a world."""
@@ -64,6 +70,11 @@ class Ranked(Model):
         else:
             self.world.enter(stage)
         return super().advance(tokens, positions)
+
+
+def opened(artifact: Artifact, world: World, request: Request, device: str | None, threads: int) -> Ranked:
+    """The artefact as this rank runs it. Raises UsageError, DamagedArtifact, IncompatibleArtifact, StorageError."""
+    return Ranked(artifact, world, device, threads)
 
 
 def answer(model: Ranked, request: Request, piece: Callable[[str], None]) -> Generation:

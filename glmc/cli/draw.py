@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,25 +12,28 @@ import typer
 import glmc
 from glmc.artifact import Artifact
 from glmc.cli import arguments, show
-from glmc.errors import OutputExists, StorageError, UsageError
+from glmc.errors import UsageError
+from glmc.runtime.image.file import pixels_of_size, place_of, written
+from glmc.runtime.supervise import Supervised
 
 if TYPE_CHECKING:
     from glmc.runtime.image.picture import Picture
 
-Size = Annotated[str | None, typer.Option("--size", metavar="HxW", show_default=False,
-                                          help="Of a picture: height and width in pixels, as 1024x768.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="WxH", show_default=False,
+                                          help="Of a picture: width and height in pixels, as 1024x768.")]
 Output = Annotated[Path | None, typer.Option("-o", metavar="FILE", show_default=False,
                                              help="Where a picture is written; it must not exist.")]
 Steps = Annotated[int, typer.Option("--steps", metavar="N", help="Steps from noise to a picture.")]
 Guidance = Annotated[float, typer.Option("--guidance", metavar="F",
                                          help="How strongly a picture follows its prompt; 1 is plain.")]
-
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+CfgParallel = Annotated[bool, typer.Option("--cfg-parallel",
+                                           help="Of a picture: two halves of the ranks take guidance's two calls.")]
 TEXT_ONLY = {"max_new_tokens": "--max-new-tokens", "temperature": "--temperature", "top_p": "--top-p", "top_k": "--top-k",
              "repetition_penalty": "--repetition-penalty", "raw": "--raw", "video": "--video", "fps": "--fps",
              "video_max_tokens": "--video-max-tokens"}
 """Parameters of `glmc run` that an artefact of pictures does not take, and their flags."""
-PICTURES_ONLY = {"size": "--size", "output": "-o", "steps": "--steps", "guidance": "--guidance"}
+PICTURES_ONLY = {"size": "--size", "output": "-o", "steps": "--steps", "guidance": "--guidance",
+                 "cfg_parallel": "--cfg-parallel"}
 """Those that only such an artefact takes."""
 
 
@@ -47,43 +48,30 @@ def draws(out: Path, ctx: typer.Context) -> bool:
     return found
 
 
-def draw(out: Path, prompt: str, output: Path | None, size: str | None, images: Sequence[Path], steps: int, guidance: float,
-         seed: int | None, device: str | None, json: bool) -> None:
-    """Make a picture and write it; its path on stdout, or one JSON object. Raises UsageError and what `generate` raises."""
-    place, height, width = _place(output), *_size(size)
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the path alone
-        model: Any = glmc.load(out, device=device)
-        made: Picture = model.generate(prompt, height, width, images, steps, guidance, seed)
-    try:
-        with place.open("xb") as file:
-            made.image.save(file, FORMATS[place.suffix.lower()])
-    except OSError as fault:
-        raise StorageError("the picture cannot be written", file=place, found=fault.strerror or str(fault)) from fault
-    told = {"path": str(place), "height": made.image.height, "width": made.image.width, "seed": made.seed,
-            "timings": made.timings}
+def draw(out: Path, asked: dict[str, Any], ranks: int, deadline: float, device: str | None, json: bool) -> None:
+    """Make a picture and write it; its path on stdout, or one JSON object. asked: the fields of a Request of pictures.
+
+    Raises UsageError and what `generate` raises.
+    """
+    height, width = pixels_of_size(asked["size"])
+    place = place_of(asked["output"])
+    if ranks == 1:
+        if asked["cfg"]:
+            raise UsageError("guidance's two calls are shared by several ranks", field="--cfg-parallel", expected="--ranks N")
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the path alone
+            model: Any = glmc.load(out, device=device)
+            made: Picture = model.generate(asked["prompt"], height, width, asked["images"], asked["steps"], asked["guidance"],
+                                           asked["seed"])
+        told = {**written(made.image, place), "seed": made.seed, "timings": made.timings}
+    else:
+        request = {**asked, "output": str(place.absolute()), "images": [str(image.absolute()) for image in asked["images"]]}
+        run = Supervised(out, request, ranks, deadline, device)
+        for _ in run:
+            pass
+        told = vars(run.result) | {"path": str(place)}
     if json:
         show.data(told)
         return
     typer.echo(place)
-    laps = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in made.timings.items())
-    show.talk(f"{told['height']} x {told['width']}, seed {made.seed}: {laps}")
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    """Height and width, or None for those of the first image."""
-    if text is None:
-        return None, None
-    found = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", text)
-    if found is None:
-        raise UsageError("this is no size", field="--size", expected="height and width in pixels, as 1024x768", found=text)
-    return int(found[1]), int(found[2])
-
-
-def _place(output: Path | None) -> Path:
-    if output is None:
-        raise UsageError("a picture is written to a file", field="-o", expected="-o FILE")
-    if output.suffix.lower() not in FORMATS:
-        raise UsageError("the file's name says no known format", field="-o", expected=", ".join(FORMATS), found=output.name)
-    if output.exists() or output.is_symlink():
-        raise OutputExists("the output is there already", file=output)
-    return output
+    laps = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in told["timings"].items())
+    show.talk(f"{told['width']} x {told['height']}, seed {told['seed']}: {laps}")

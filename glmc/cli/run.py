@@ -50,11 +50,14 @@ def run(ctx: typer.Context, out: arguments.Out, prompt: Prompt, max_new_tokens: 
         temperature: Temperature = None, top_p: TopP = 1.0, top_k: TopK = 0, repetition_penalty: Penalty = 1.0,
         seed: Seed = None, raw: Raw = False, image: Image = None, video: Video = None, fps: Fps = None,
         video_max_tokens: VideoMaxTokens = None, size: draw.Size = None, output: draw.Output = None,
-        steps: draw.Steps = 50, guidance: draw.Guidance = 1.5, ranks: Ranks = 1, deadline: Deadline = None,
-        device: arguments.DeviceName = None, json: arguments.Json = False) -> None:
+        steps: draw.Steps = 50, guidance: draw.Guidance = 1.5, cfg_parallel: draw.CfgParallel = False,
+        ranks: Ranks = 1, deadline: Deadline = None, device: arguments.DeviceName = None, json: arguments.Json = False) -> None:
     """Generate text from one prompt, the likeliest token each time when no sampling flag is given; or a picture."""
+    deadline = float(knobs.get("GLMC_DEADLINE")) if deadline is None else deadline
     if draw.draws(arguments.artifact(out), ctx):
-        return draw.draw(out, prompt, output, size, image or (), steps, guidance, seed, device, json)
+        picture = {"prompt": prompt, "output": output, "size": size, "images": image or [], "steps": steps,
+                   "guidance": guidance, "seed": seed, "cfg": cfg_parallel}
+        return draw.draw(out, picture, ranks, deadline, device, json)
     if temperature is None:
         temperature = 1.0 if top_p != 1.0 or top_k else 0.0
     asked: dict[str, Any] = {
@@ -63,7 +66,7 @@ def run(ctx: typer.Context, out: arguments.Out, prompt: Prompt, max_new_tokens: 
         "videos": [*map(str, video or ())], "fps": fps, "video_max_tokens": video_max_tokens}
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the text alone
         pieces: Any = (glmc.load(out, device=device).generate(**asked, stream=True) if ranks == 1 else
-                       Supervised(out, asked, ranks, deadline or float(knobs.get("GLMC_DEADLINE")), device))
+                       Supervised(out, asked, ranks, deadline, device))
     escape = sys.stdout.isatty()
     for piece in pieces:
         if not json and piece:
