@@ -46,13 +46,13 @@ def child(file: Path, rounds: int) -> None:
         raw(tensor if main else torch.empty_like(tensor))
 
     calls: dict[str, tuple[Callable[[], object], int]] = {
-        "1 KB": (lambda: world.main_then_broadcast("small", lambda: {"ids": small}), 50),
-        "1 KB raw": (lambda: raw(small), 50),
-        "sum of 16 KB": (lambda: world.all_reduce(hidden), 50),
-        "sum of 16 KB raw": (lambda: group.allreduce([hidden.clone()]).wait(), 50),
+        "1 KB": (lambda: world.main_then_broadcast("small", lambda: {"ids": small}), 200),
+        "1 KB raw": (lambda: raw(small), 200),
+        "sum of 16 KB": (lambda: world.all_reduce(hidden), 200),
+        "sum of 16 KB raw": (lambda: group.allreduce([hidden.clone()]).wait(), 200),
         "sum of 1 MB": (lambda: world.all_reduce(large["float32"][:1 << 18]), 20),
         "sum of 1 MB raw": (lambda: group.allreduce([large["float32"][:1 << 18].clone()]).wait(), 20),
-        "swap": (lambda: world.exchange.swap("swap"), 50),
+        "swap": (lambda: world.exchange.swap("swap"), 200),
         "64 MB raw, same tensor": (lambda: raw(buffer), 3),
     }
     for name, tensor in large.items():

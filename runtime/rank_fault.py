@@ -56,7 +56,7 @@ class RankFault:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> RankFault:
         """What `to_json` gave. Raises RankError for anything else; an unknown code becomes RankError's."""
-        text = {k: value.get(k) for k in _TEXT}
+        text: dict[str, Any] = {k: value.get(k) for k in _TEXT}
         ranks = value.get("ranks", [])
         if any(v is not None and not isinstance(v, str) for v in text.values()) or not isinstance(text["what"], str) or not (
                 isinstance(ranks, list) and all(type(rank) is int for rank in ranks)):
