@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 import torch
 from torch import fx
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|transformer_blocks)\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks?|transformer_blocks)\.(\d+)(?:\.|$)")
+
+
+EXCHANGE = "glmc.exchange.default"
+"""The step at which a layer is cut in two: between the pieces keys and values of elsewhere come in. See glmc/dit_part.py."""
 
 
 def layer_of(node: fx.Node) -> int | None:
@@ -20,15 +25,21 @@ def layer_of(node: fx.Node) -> int | None:
 
 
 def region_of(graph: fx.Graph) -> dict[fx.Node, str]:
-    """ "layer.N" for the steps of layer or block N; outside, "head" for what depends on one, "embed" for the rest."""
+    """ "layer.N" for the steps of layer or block N; outside, "head" for what depends on one, "embed" for the rest.
+
+    Where a layer exchanges keys and values, that step and its results are "layer.N.1", and all that depends on them "layer.N.2".
+    """
     regions: dict[fx.Node, str] = {}
+    cuts: dict[fx.Node, tuple[int, int]] = {}
     late: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         layer = layer_of(node)
         if layer is not None:
-            regions[node] = f"layer.{layer}"
+            cut = _cut(node, [cuts[n][1] for n in node.all_input_nodes if cuts.get(n, (None,))[0] == layer])
+            cuts[node] = (layer, cut)
+            regions[node] = f"layer.{layer}.{cut}" if cut else f"layer.{layer}"
             late.add(node)
         elif any(n in late for n in node.all_input_nodes):
             regions[node] = "head"
@@ -36,6 +47,14 @@ def region_of(graph: fx.Graph) -> dict[fx.Node, str]:
         else:
             regions[node] = "embed"
     return regions
+
+
+def _cut(node: fx.Node, before: list[int]) -> int:
+    """How often a layer was cut before this step: even numbers are steps, odd ones exchanges with their results."""
+    last = max(before, default=0)
+    if str(node.target) == EXCHANGE:
+        return last + 1
+    return last + last % 2 if node.target is not operator.getitem else last
 
 
 def published_name(path: str) -> str:

@@ -10,14 +10,14 @@ from typing import Any
 
 from glmc.errors import PromiseBroken
 
-_LAYER = re.compile(r"^((?:.*?\.)?(?:layers|blocks|transformer_blocks)\.\d+)(?:\.|$)")
-_PARTS = ("visual", "vqmodel", "transformer")
+_LAYER = re.compile(r"^((?:.*?\.)?(?:layers|blocks?|transformer_blocks)\.\d+)(?:\.|$)")
+_PARTS = ("visual", "vqmodel", "transformer", "text_encoder", "vae")
 
 
 def scope_of(place: str) -> str:
     """"layers.7" for a place inside decoder layer 7, "visual.blocks.2" inside a block of the vision tower.
 
-    Outside every layer: the part's module ("visual", "vqmodel", "transformer"), or "model" for the text model.
+    Outside every layer: the part's module ("visual", "transformer", ...), or "model" for the text model.
     """
     while place.startswith(("model.", "language_model.")):
         place = place.split(".", 1)[1]

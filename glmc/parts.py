@@ -23,7 +23,8 @@ class Part:
 
     letters: letter -> (number of the flat input, dimension) whose one symbol it names; `symbols` turns them into the
     tracer's names.
-    names: of the flat inputs in order; a layer's state is called "keys.7".
+    names: of the flat inputs in order; a layer's state is called "keys.7". mode: how it runs over ranks, one of
+    glmc.program.MODES.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Part:
     dynamic: Any
     letters: dict[str, tuple[int, int]]
     names: tuple[str, ...] = ()
+    mode: str = "replicated"
 
     def symbols(self, traced: Trace) -> dict[str, str]:
         """The tracer's symbol -> our letter, read from the inputs of this part's own trace."""

@@ -133,7 +133,7 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
         rewrite(traced.graph, taken)
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
-        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name)
+        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode)
     programs, engines = with_engines(programs) if target.engine == "native" else (programs, [])
     lap("rewrite")
     said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines]
@@ -144,6 +144,6 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
 def weights_of(programs: Iterable[Program]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Parameter -> (dtype name, shape), over all these parts."""
     return {n.removeprefix("weight:"): (spec.dtype, tuple(int(s) for s in spec.shape))
-            for program in programs for step in program.steps
+            for program in programs for step in program.steps if not step.moves
             for n, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True)
             if role == "weight"}

@@ -14,22 +14,23 @@ import torch
 from torch import fx
 
 from glmc.errors import InternalError
-from glmc.graph import dtype_name, published_name, region_of, shape_text
+from glmc.graph import EXCHANGE, dtype_name, published_name, region_of, shape_text
 from glmc.passes.emit import Names, line
 from glmc.passes.places import Finder
-from glmc.program import Places, Program, Region, Spec, Step
+from glmc.program import MODES, Places, Program, Region, Spec, Step
 from glmc.trace import Trace
 
-_PREFIX = re.compile(r"^(?:.*?(?:layers|blocks|transformer_blocks)\.\d+\."
-                     r"|(?:model\.|language_model\.|visual\.|transformer\.)*)")
+_PREFIX = re.compile(r"^(?:.*?(?:layers|blocks?|transformer_blocks)\.\d+\."
+                     r"|(?:model\.|language_model\.|visual\.|transformer\.|text_encoder\.|encoder\.|vae\.)*)")
 
 
-def outline(trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], part: str = "text") -> Program:
+def outline(trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], part: str = "text", mode: str = MODES[0]) -> Program:
     """The program of one traced part.
 
     symbols: the tracer's symbol names -> letters. inputs: names of the part's inputs in order, "keys.7" for a layer's state.
+    mode: how it runs over ranks.
     """
-    return _Outliner(trace, symbols, inputs, "" if part == "text" else f"{part}_").program()
+    return _Outliner(trace, symbols, inputs, "" if part == "text" else f"{part}_").program(mode)
 
 
 class _Outliner:
@@ -38,7 +39,7 @@ class _Outliner:
         self.inputs, self.prefix = inputs, prefix
         self.result: fx.Node
         self.regions: dict[str, Region] = {}
-        self.values: dict[fx.Node, str] = {}
+        self.values: dict[Any, str] = {}
         owner = region_of(trace.graph)
         self.pieces: dict[str, list[fx.Node]] = {}
         for node, key in owner.items():
@@ -48,10 +49,12 @@ class _Outliner:
         returned: Any = trace.graph.output_node().args[0]
         (self.result,) = returned if isinstance(returned, (list, tuple)) else (returned,)
 
-    def program(self) -> Program:
-        keys = sorted(self.pieces, key=_order)
-        steps = tuple(self._step(key) for key in keys)
-        program = Program(self.regions, steps, self.values[self.result], self.places)
+    def program(self, mode: str) -> Program:
+        steps: list[Step] = []
+        for key in sorted(self.pieces, key=_order):
+            exchange = next((n for n in self.pieces[key] if str(n.target) == EXCHANGE), None)
+            steps += [self._step(key)] if exchange is None else self._moves(exchange)
+        program = Program(self.regions, tuple(steps), self.values[self.result], self.places, mode)
         program.check()
         return program
 
@@ -63,6 +66,21 @@ class _Outliner:
             name = self.inputs[self.trace.inputs.index(node.name)]
             return ("cache", f"cache:{name}") if "." in name else ("value", f"input:{name}")
         return "value", self.values[node]
+
+    def _moves(self, exchange: fx.Node) -> list[Step]:
+        """The steps that an exchange of keys and values stands for: all ranks' are joined, then those of images before."""
+        given: Any = exchange.args[:2]
+        _, _, _, dim, after, layer = exchange.args
+        steps, joined = [], []
+        for node in given:
+            joined.append(self._named((exchange, node)))
+            steps.append(Step("all_gather", (self.values[node],), (joined[-1],), fixed={"dim": dim, "after": after}))
+        made = {user.args[1]: user for user in exchange.users}
+        return [*steps, Step("past", tuple(joined), (self._named(made[0]), self._named(made[1])), fixed={"layer": layer})]
+
+    def _named(self, value: Any) -> str:
+        self.values[value] = f"value:{len(self.values)}"
+        return self.values[value]
 
     def _step(self, key: str) -> Step:
         nodes = [n for n in self.pieces[key] if not _is_size(n)]
@@ -93,10 +111,8 @@ class _Outliner:
             weights = {n for n in outside if n.name in self.trace.parameters}
             self.places[region.name] = self.finder.places(nodes, set(outputs), weights, names)
         self.regions[region.name] = region
-        for output in outputs:
-            self.values[output] = f"value:{len(self.values)}"
         rows = "last" if kind == "head" else "all"
-        return Step(region.name, tuple(globals_), tuple(self.values[o] for o in outputs), rows)
+        return Step(region.name, tuple(globals_), tuple(map(self._named, outputs)), rows)
 
     def _unsized(self, nodes: list[fx.Node], inside: set[fx.Node], outside: list[fx.Node]) -> list[fx.Node]:
         """Sources of sizes that none of the region's inputs has: they come in for their size alone."""
@@ -143,9 +159,9 @@ class _Outliner:
         body.append(line(node, names))
 
 
-def _order(key: str) -> tuple[int, int]:
-    kind, _, layer = key.partition(".")
-    return ("embed", "layer", "head").index(kind), int(layer or 0)
+def _order(key: str) -> tuple[int, ...]:
+    kind, *numbers = key.split(".")
+    return ("embed", "layer", "head").index(kind), *map(int, numbers)
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -18,7 +18,7 @@ from glmc.graph import published_name
 from glmc.passes.emit import Names
 from glmc.program import Place
 
-_LAYER = re.compile(r"^(?:.*\.)?(?:layers|blocks)\.\d+(?:\.|$)")
+_LAYER = re.compile(r"^(?:.*\.)?(?:layers|blocks?)\.\d+(?:\.|$)")
 
 
 class Finder:

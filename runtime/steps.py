@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,15 @@ from glmc.native.keep import Keep
 from glmc.program import FORMS, Program, Step
 
 Call = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
+Move = Callable[[Step, list[torch.Tensor]], Sequence[torch.Tensor]]
+"""What a step between regions does: (step, its inputs) -> its outputs."""
 
 
 def check_weights(program: Program, weights: dict[str, torch.Tensor], kept: dict[str, Keep]) -> None:
     """Every weight that a program reads is there and is what its region takes, or what `kept` says. Raises DamagedArtifact."""
     for step in program.steps:
+        if step.moves:
+            continue
         for name, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
             if role != "weight":
                 continue
@@ -53,13 +57,13 @@ class Steps:
         needed = {program.logits}
         bound: list[_Bound] = []
         for step in reversed(program.steps):
-            region = program.regions[step.region]
+            taken = () if step.moves else program.regions[step.region].inputs
             release = tuple(n for n in dict.fromkeys(step.inputs) if n.startswith("value:") and n not in needed)
             needed.update(release)
             inputs: list[Any] = []
             holes: list[tuple[int, str]] = []
             rows: list[tuple[int, int]] = []
-            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, region.inputs, strict=True)):
+            for position, (name, (_, role, spec)) in enumerate(zip(step.inputs, taken, strict=not step.moves)):
                 if role == "weight":
                     weight = name.removeprefix("weight:")
                     inputs.append(kept[weight].bound(weights[weight]) if kept and weight in kept else weights[weight])
@@ -83,12 +87,21 @@ class Steps:
             form = "decode"
         return self.calls[form][bound.step.region], inputs
 
-    def run(self, form: str, named: dict[str, torch.Tensor], every_row: bool) -> torch.Tensor:
-        """Run all steps. named: input:NAME and cache:NAME. Returns logits [B, S or 1, vocabulary]."""
+    def run(self, form: str, named: dict[str, torch.Tensor], every_row: bool, moves: Mapping[str, Move] | None = None,
+            ) -> torch.Tensor:
+        """Run all steps. named: input:NAME and cache:NAME. moves: by name, for a program that has steps between regions.
+
+        Returns logits [B, S or 1, vocabulary].
+        """
         values = dict(named)
         for number, bound in enumerate(self._steps):
-            call, inputs = self.ready(number, form, values, every_row)
+            if bound.step.moves:
+                made = (moves or {})[bound.step.region](bound.step, [values[name] for name in bound.step.inputs])
+            else:
+                call, inputs = self.ready(number, form, values, every_row)
+                made = call(inputs)
+                del inputs
             for name in bound.release:
                 del values[name]
-            values.update(zip(bound.step.outputs, call(inputs), strict=True))
+            values.update(zip(bound.step.outputs, made, strict=True))
         return values[self.logits]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 
+import picturing
 import pytest
 import torch
 from torch import fx, nn
@@ -192,27 +193,28 @@ def test_bounds_that_do_not_fit_are_refused(ends):
 
 
 def test_the_diffusion_transformer_gives_what_the_published_one_gives():
-    model = randomise(dit_part.build(glm_image_dit.TINY, torch.float32, "cpu"))
-    reference = copy.deepcopy(model)
-    part = dit_part.dit_part(model, torch.float32)
-    graph = traced(part)
-    assert "transformer.transformer_blocks.2.attn1" in places(graph)
-    assert set(part.symbols(graph).values()) == {"B", "T", "H", "W"}
-    assert sum(str(n.target) == "aten.copy_.default" for n in graph.graph.nodes) == 2 * glm_image_dit.TINY["num_layers"]
+    reference = randomise(dit_part.build(glm_image_dit.TINY, torch.float32, "cpu"))
+    part = dit_part.dit_part(dit_part.build(glm_image_dit.TINY, torch.float32), torch.float32)
+    program = picturing.outlined(part)
+    layers = glm_image_dit.TINY["num_layers"]
+    assert [s.region for s in program.steps if s.moves] == ["all_gather", "all_gather", "past"] * layers
+    assert program.mode == "sequence_parallel"
+    steps = picturing.running(part, {f"transformer.{name}": tensor for name, tensor in reference.named_parameters()})
     generator = torch.Generator().manual_seed(4)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    for rows, tokens, height, width, share in ((2, 5, 4, 6, 0.4), (3, 9, 2, 7, 0.0), (2, 2, 5, 3, 1.0)):
-        prior = torch.randint(0, 31, (rows, height, width), generator=generator)
-        dropped = torch.rand(rows, height, width, generator=generator) < share
-        given = [normal(rows, 4, 2 * height, 2 * width), normal(rows, tokens, 20), prior, dropped,
-                 torch.tensor([999.0, 17.0, 0.0])[:rows], normal(rows, 2).abs() * 100, normal(rows, 2).abs() * 10]
-        flat = [*given[:2], prior.flatten(1), dropped.flatten(1), *given[4:]]
+    for pictures, tokens, height, width, share in ((2, 5, 4, 6, 0.4), (3, 9, 2, 7, 0.0), (2, 2, 5, 3, 1.0), (1, 0, 1, 3, 0.5)):
+        prior = torch.randint(0, 31, (pictures, height, width), generator=generator)
+        dropped = torch.rand(pictures, height, width, generator=generator) < share
+        given = {"latents": normal(pictures, 4, 2 * height, 2 * width), "text": normal(pictures, tokens, 20), "prior": prior,
+                 "dropped": dropped, "timestep": torch.tensor([999.0, 17.0, 0.0])[:pictures],
+                 "size": normal(pictures, 2).abs() * 100, "crop": normal(pictures, 2).abs() * 10}
+        flat = {**given, "prior": prior.flatten(1), "dropped": dropped.flatten(1)}
         with torch.no_grad():
-            expected = reference(*flat, return_dict=False)[0]
-        result = run(part, graph, given)
+            expected = reference(*flat.values(), return_dict=False)[0]
+        result = steps(**given, rows=torch.arange(height), columns=torch.arange(width))
         assert result.shape == expected.shape
         assert float((result - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
