@@ -20,19 +20,20 @@ from glmc.program import Region
 
 _OPERATORS = {name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")}
 ATEN = frozenset("""
-__and__ add addmm alias all amax any arange argmax argmin argsort as_strided bitwise_and bitwise_not bitwise_or bmm cat chunk
-clamp clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv3d copy_ cos cumsum detach diff div div_ einsum
-embedding empty empty_like eq exp expand expand_as flatten floor_divide full full_like gather ge gelu grid_sampler gt histc
-index index_add index_fill index_put index_put_ index_select isin layer_norm le linalg_vector_norm linear log logical_and
-logical_not logical_or logsumexp lt masked_fill masked_fill_ matmul max maximum mean min minimum mm mul mul_ nan_to_num narrow
-ne neg new_empty new_ones new_zeros one_hot ones ones_like outer pad permute pow reciprocal relu remainder repeat
-repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attention scatter scatter_ scatter_add_ select select_scatter
-sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub sum sym_size t
-tanh to topk transpose tril triu unbind unflatten unsqueeze view where zeros zeros_like
+__and__ abs add add_ addmm alias all amax any arange argmax argmin argsort as_strided bitwise_and bitwise_not bitwise_or bmm
+cat chunk clamp clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv3d copy_ cos cumsum detach diff div
+div_ einsum embedding empty empty_like eq exp expand expand_as flatten floor_divide full full_like gather ge gelu grid_sampler
+group_norm gt histc index index_add index_fill index_put index_put_ index_select isin layer_norm le linalg_vector_norm linear
+log logical_and logical_not logical_or logsumexp lt masked_fill masked_fill_ matmul max maximum mean min minimum mm mul mul_
+nan_to_num narrow ne neg new_empty new_ones new_zeros one_hot ones ones_like outer pad permute pow reciprocal relu remainder
+repeat repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attention scatter scatter_ scatter_add_ select
+select_scatter sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub
+sum sym_size t tanh to topk transpose tril triu unbind unflatten unsqueeze upsample_nearest2d view where zeros zeros_like
 """.split())
 REPLACED = {"triton": {"aten.linear.default": "glmc.linear"}}
 """Machine -> ops of a region's text that a kernel of the machine's own runs, wherever the region is bound for it."""
-FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.zeros.default", "aten.full.default", "aten.empty.memory_format"}
+FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.zeros.default", "aten.full.default",
+             "aten.empty.memory_format"}
 
 
 class _Ref:
