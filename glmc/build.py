@@ -18,6 +18,7 @@ from glmc.artifact import Artifact
 from glmc.artifact_write import ArtifactWriter
 from glmc.checkpoint.agree import check_scheme
 from glmc.checkpoint.coded import forms_of
+from glmc.checkpoint.components import open_checkpoint
 from glmc.checkpoint.dequantise import dequantised
 from glmc.checkpoint.folder import Checkpoint
 from glmc.checkpoint.formats import UNUSED
@@ -64,7 +65,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
     if weights not in ("copy", "link"):
         raise UsageError("no such way to keep weights", field="weights", expected="copy, link", found=weights)
     with ArtifactWriter(Path(out)) as writer:
-        checkpoint = Checkpoint.open(source)
+        checkpoint = open_checkpoint(source)
         bounds = _bounds(_compilable(checkpoint.config, source), max_len, max_batch)
         settings_of(source, checkpoint.config)  # refused now, and not when the first image comes
         scheme = scheme_of(checkpoint.config)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from glmc.checkpoint.folder import read_config
+from glmc.checkpoint.components import read_config
 from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
 from glmc.native.keep import forms

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmc import axis_map, dit_part, families, published, vision_parts
-from glmc.checkpoint.folder import read_config
+from glmc import axis_map, dit_part, families, picture_parts, published, vision_parts
+from glmc.checkpoint.components import read_config
 from glmc.errors import ConfigError, UsageError
 from glmc.families import fields
 from glmc.families.fields import Dims
@@ -82,7 +82,13 @@ def parts_of(config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, lis
         model = dit_part.build(config, dtype)
         return model, [dit_part.dit_part(model, dtype)]
     model = published.build(config, dtype)
-    return model, [text_part(model, dtype), *vision_parts.parts(model, dtype)]
+    own = [text_part(model, dtype), *vision_parts.parts(model, dtype)]
+    if "components" not in config:
+        return model, own
+    whole, others = picture_parts.parts(config["components"], dtype)
+    for name, module in model.named_children():
+        whole.add_module(name, module)
+    return whole, [*own, *others]
 
 
 @uncollected()

@@ -28,6 +28,7 @@ from tokenizers.models import BPE
 
 import glmc
 from glmc import families
+from glmc.checkpoint.components import read_config
 from glmc.runtime.session import Model
 
 MAX_LEN = 80
@@ -188,7 +189,7 @@ def compiled_once(name: str, checkpoint: Path, target: str, max_batch: int, *als
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
-            with two_threads() if target == "cpu:aoti" else nullcontext(), once.alike((checkpoint / "config.json").read_text()):
+            with two_threads() if target == "cpu:aoti" else nullcontext(), once.alike(json.dumps(read_config(checkpoint))):
                 glmc.compile(checkpoint, out, target=target, max_len=max_len, max_batch=max_batch)
     return out
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 MAX_CONFIG_BYTES = 16 << 20
 MAX_INDEX_BYTES = 64 << 20
 MAX_EXTRA_BYTES = 128 << 20
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+STEM = "model"
+"""How files of weights are called: STEM.safetensors, or STEM.safetensors.index.json beside STEM-00001-of-00009.safetensors."""
 EXTRA = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "generation_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model",
@@ -65,8 +66,8 @@ class Checkpoint:
         self._first = self.fingerprint()
 
     @classmethod
-    def open(cls, folder: Any) -> Checkpoint:
-        """Read config.json and every shard's header; no tensor is read.
+    def open(cls, folder: Any, stem: str = STEM) -> Checkpoint:
+        """Read config.json and every shard's header; no tensor is read. stem: of the files of weights.
 
         Raises ConfigError, DamagedShard with every problem of the shards and of the index at once, CheckpointError when
         the folder or its weights are not there, StorageError when the system refuses.
@@ -77,14 +78,15 @@ class Checkpoint:
                                   hint="give the folder that holds config.json and the safetensors files")
         config = read_config(folder)
         others = ["config.json", *(name for name in EXTRA if (folder / name).exists())]
-        if os.path.lexists(folder / INDEX):
-            return cls(folder, config, *_sharded(folder), [*others, INDEX])
-        if not os.path.lexists(folder / SINGLE):
+        single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+        if os.path.lexists(folder / index):
+            return cls(folder, config, *_sharded(folder, stem), [*others, index])
+        if not os.path.lexists(folder / single):
             raise CheckpointError("the folder holds no safetensors weights", file=folder,
-                                  expected=f"{SINGLE} or {INDEX}",
+                                  expected=f"{single} or {index}",
                                   hint="`glmc plan` needs only config.json; .bin and .pt files are never opened")
-        tensors, digest = read_header_and_digest(folder / SINGLE)
-        return cls(folder, config, tensors, {SINGLE: digest}, others)
+        tensors, digest = read_header_and_digest(folder / single)
+        return cls(folder, config, tensors, {single: digest}, others)
 
     def info(self, name: str) -> TensorInfo:
         """Where tensor `name` lies. Raises WeightMissing."""
@@ -207,14 +209,15 @@ def _state(path: Path) -> tuple[int, ...]:
         raise StorageError("the file cannot be examined", file=path, found=fault.strerror) from fault
 
 
-def _sharded(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    index = load_json(folder / INDEX, MAX_INDEX_BYTES, error=DamagedShard)
+def _sharded(folder: Path, stem: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    path = folder / f"{stem}.safetensors.index.json"
+    index = load_json(path, MAX_INDEX_BYTES, error=DamagedShard)
     mapped, metadata = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(shard, str) for shard in mapped.values()):
-        raise DamagedShard("the index has no table of tensors", file=folder / INDEX, field="weight_map",
+        raise DamagedShard("the index has no table of tensors", file=path, field="weight_map",
                            expected="an object that gives each tensor its file", found=type(mapped).__name__)
     if not isinstance(metadata, dict):
-        raise DamagedShard("the index's metadata is no object", file=folder / INDEX, field="metadata",
+        raise DamagedShard("the index's metadata is no object", file=path, field="metadata",
                            expected="an object", found=type(metadata).__name__)
     problems: list[str] = []
     tensors: dict[str, TensorInfo] = {}
@@ -241,12 +244,12 @@ def _sharded(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             tensors[name] = info
     problems += [f"{name}: the index says {shard}, but it is not there"
                  for name, shard in mapped.items() if shard in headers and name not in seen]
-    extra = sorted(p.name for p in folder.glob("model*.safetensors") if p.name not in shards)
+    extra = sorted(p.name for p in folder.glob(f"{stem}*.safetensors") if p.name not in shards)
     problems += [f"{name}: a shard that the index does not name" for name in extra]
     total = metadata.get("total_size")
     held = sum(info.nbytes for info in tensors.values())
     if total is not None and not problems and (isinstance(total, bool) or total != held):
         problems.append(f"metadata.total_size: expected {held}, found {total}")
     if problems:
-        raise DamagedShard(f"the shards and their index do not agree:\n{listing(problems)}", file=folder / INDEX)
+        raise DamagedShard(f"the shards and their index do not agree:\n{listing(problems)}", file=path)
     return tensors, headers

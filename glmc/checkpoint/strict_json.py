@@ -9,7 +9,7 @@ from typing import Any
 from glmc.checkpoint.regular_file import read_range, regular_file
 from glmc.errors import GlmcError
 
-_DIGITS = 20  # enough for every 64-bit integer
+_DIGITS = 31  # every 64-bit integer, and how transformers writes that a tokenizer's texts have no limit
 _DEPTH = 64
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from glmc.errors import ConfigError, UnknownFamily
 
 FOLDER = Path(__file__).parent
-_HELPERS = ("fields", "counts", "axes", "towers", "latent", "nested")
+_HELPERS = ("fields", "counts", "axes", "towers", "latent", "nested", "pictures")
 
 
 def names() -> list[str]:

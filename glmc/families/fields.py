@@ -10,6 +10,7 @@ from glmc.checkpoint.scheme import METHODS
 from glmc.errors import ConfigError
 
 if TYPE_CHECKING:
+    from glmc.families.pictures import Pictures
     from glmc.families.towers import Tower
 
 
@@ -45,6 +46,8 @@ class Dims:
     """How config.json says that the checkpoint is quantised; all sizes here are those of the model as it was before."""
     tower: Tower | None = None
     """The vision tower beside the text model."""
+    pictures: Pictures | None = None
+    """The diffusion half behind an autoregressive model, where the checkpoint has it."""
     cached: int = 0
     """Numbers that one token leaves in the cache, over all layers, where this is not 2 * layers * kv_heads * head_dim."""
 

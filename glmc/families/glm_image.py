@@ -1,10 +1,17 @@
-"""GLM-Image's autoregressive part: a dense text model, RoPE on halves over three axes, a head over image tokens only."""
+"""GLM-Image's autoregressive part: a dense text model, RoPE on halves over three axes, a head over image tokens only.
+
+Where the checkpoint is a whole pipeline, its diffusion half stands beside it: see glmc/families/pictures.py.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from glmc.families import nested
+from glmc.checkpoint.recipe import Recipe
+from glmc.errors import ConfigError
+from glmc.families import nested, pictures
+from glmc.families.counts import Counts
 from glmc.families.fields import Dims, integer
 
 TINY = {
@@ -26,13 +33,23 @@ TINY = {
 
 def read(config: dict[str, Any]) -> Dims:
     integer(nested.text_of(config), "vision_vocab_size", default=16512)
-    return nested.read_text(config)
+    dims = nested.read_text(config)
+    if "components" not in config:
+        return dims
+    if dims.quantised is not None:
+        raise ConfigError("a pipeline with a quantised component is not read", file="vision_language_encoder/config.json",
+                          field="quantization_config", found=dims.quantised)
+    return dataclasses.replace(dims, pictures=pictures.read(config["components"]))
+
+
+def promises(dims: Dims) -> dict[str, Counts]:
+    return nested.promises(dims) | (pictures.promises(dims.pictures) if dims.pictures else {})
+
+
+def recipe(name: str, dims: Dims) -> Recipe:
+    return pictures.recipe(name) if dims.pictures and name.startswith(pictures.FOLDERS) else nested.recipe(name, dims)
 
 
 def leftovers(dims: Dims) -> tuple[str, ...]:
     """Besides what text models leave: the way back from codes to features, which nothing here takes."""
-    return (r"model\.vqmodel\.post_quant_conv\..*", *nested.leftovers(dims))
-
-
-promises = nested.promises
-recipe = nested.recipe
+    return (r"model\.vqmodel\.post_quant_conv\..*", *nested.leftovers(dims), *(pictures.LEFTOVERS if dims.pictures else ()))
