@@ -27,7 +27,7 @@ def layer_of(node: fx.Node) -> int | None:
 def region_of(graph: fx.Graph) -> dict[fx.Node, str]:
     """ "layer.N" for the steps of layer or block N; outside, "head" for what depends on one, "embed" for the rest.
 
-    Where a layer exchanges keys and values, that step and its results are "layer.N.1", and all that depends on them "layer.N.2".
+    Where a layer exchanges keys and values, that step and its results are "layer.N.1", all that depends on them "layer.N.2".
     """
     regions: dict[fx.Node, str] = {}
     cuts: dict[fx.Node, tuple[int, int]] = {}

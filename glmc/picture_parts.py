@@ -120,7 +120,8 @@ def glyph_part(encoder: nn.Module) -> Part:
     """The part of a T5 encoder; rows and tokens are dynamic."""
     rows, tokens = (torch.export.Dim(letter, min=2, max=_MOST) for letter in "BT")
     args = tuple(torch.zeros(3, 7, dtype=torch.int64, device="meta") for _ in range(2))
-    return Part("glyph", ExplicitGlyphs(encoder), args, ({0: rows, 1: tokens},) * 2, {"B": (0, 0), "T": (0, 1)}, ("ids", "mask"))
+    letters = {"B": (0, 0), "T": (0, 1)}
+    return Part("glyph", ExplicitGlyphs(encoder), args, ({0: rows, 1: tokens},) * 2, letters, ("ids", "mask"))
 
 
 def vae_parts(vae: Any, dtype: torch.dtype) -> list[Part]:

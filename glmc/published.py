@@ -194,7 +194,8 @@ def build(config: dict[str, Any], dtype: torch.dtype, device: str = "meta") -> n
     from transformers import AttentionInterface, AutoConfig
 
     AttentionInterface.register("glmc", attention)
-    fields = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config", "torch_dtype", "dtype", "components")}
+    others = ("auto_map", "quantization_config", "torch_dtype", "dtype", "components")
+    fields = {k: v for k, v in config.items() if k not in others}
     try:
         parsed = AutoConfig.for_model(**fields)
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:

@@ -24,7 +24,8 @@ _PREFIX = re.compile(r"^(?:.*?(?:layers|blocks?|transformer_blocks)\.\d+\."
                      r"|(?:model\.|language_model\.|visual\.|transformer\.|text_encoder\.|encoder\.|vae\.)*)")
 
 
-def outline(trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], part: str = "text", mode: str = MODES[0]) -> Program:
+def outline(trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], part: str = "text", mode: str = MODES[0],
+            ) -> Program:
     """The program of one traced part.
 
     symbols: the tracer's symbol names -> letters. inputs: names of the part's inputs in order, "keys.7" for a layer's state.

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,15 +32,23 @@ from glmc.runtime.verdict import Verdict
 from glmc.runtime.vision import CODES, STAGE, Vision
 from glmc.runtime.whole import Whole
 
+if TYPE_CHECKING:
+    from glmc.runtime.image.pipeline import ImageModel
 
-def load(path: Any, threads: int | None = None, device: str | None = None) -> Model:
-    """Open the artefact folder `path` and make it ready to generate.
+
+def load(path: Any, threads: int | None = None, device: str | None = None) -> Model | ImageModel:
+    """Open the artefact folder `path` and make it ready to generate text, or pictures.
 
     threads: CPU threads, at most the cores that this process may use; None takes them all.
     device: None is the target's own; see glmc.runtime.device. An artefact of the native engine sets torch's own threads to one.
     Raises UsageError (device, threads), DamagedArtifact, IncompatibleArtifact, StorageError.
     """
-    return Model(Artifact.open(Path(path)), device, threads)
+    artifact = Artifact.open(Path(path))
+    if artifact.manifest["dims"].get("pictures") is None:
+        return Model(artifact, device, threads)
+    from glmc.runtime.image.pipeline import ImageModel  # which is made of a Model
+
+    return ImageModel(artifact, device, threads)
 
 
 class Model:

@@ -77,8 +77,8 @@ def open_checkpoint(source: Any) -> Checkpoint:
     if not (folder / INDEX_FILE).exists():
         return Checkpoint.open(folder)
     config = read_config(folder)
-    parts = {name: Checkpoint.open(folder / name, WEIGHTS[name]) if name in WEIGHTS else _files(folder / name, CONFIGS.get(name))
-             for name in CLASSES}
+    parts = {name: Checkpoint.open(folder / name, WEIGHTS[name]) if name in WEIGHTS
+             else _files(folder / name, CONFIGS.get(name)) for name in CLASSES}
     return Components(folder, config, parts)
 
 

@@ -15,14 +15,16 @@ FOLDERS = ("text_encoder.", "transformer.", "vae.")
 """How the parameters of the components' published modules begin, as do the tensors of their folders."""
 BYTES = 259
 """Ids of the byte tokenizer's own: three special tokens and 256 bytes; further special tokens follow."""
+PATCH = 16
+"""Pixels of the side of a patch: a token of the autoregressive model, of twice that side, becomes 2 x 2 of them."""
 _SPECIAL = ["<pad>", "</s>", "<unk>"]
 _NEVER = ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The published scheduler's fields. dynamic: the shift follows the picture's size by `base_shift`, `max_shift`, `base_tokens`
-    in the way that `kind` names; otherwise it is `shift`. terminal: where the last sigma is stretched to, 0 for nowhere."""
+    """The published scheduler's fields. dynamic: the shift follows the picture's size by `base_shift`, `max_shift` and
+    `base_tokens` as `kind` says; otherwise it is `shift`. terminal: where the last sigma is stretched to, 0 for nowhere."""
 
     train_steps: int
     shift: float
@@ -49,6 +51,8 @@ class Pictures:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     schedule: Schedule
+    attention: bool
+    """Whether the autoencoder attends, once on each way."""
 
 
 def read(components: Any) -> Pictures:
@@ -69,15 +73,20 @@ def read(components: Any) -> Pictures:
         raise ConfigError("the transformer takes latents of another width", file="transformer/config.json",
                           field="in_channels", expected=f"latent_channels = {channels} of the VAE",
                           found=transformer.get("in_channels", 16))
+    patch = integer(transformer, "patch_size", default=2)
+    if patch * scale != PATCH:
+        raise ConfigError("a patch is of another size than half a token of the autoregressive model", file="vae/config.json",
+                          field="block_out_channels", expected=f"{PATCH} pixels", found=f"{patch * scale} pixels")
     schedule = _of("scheduler/scheduler_config.json", lambda: _schedule(components["scheduler"]))
-    return Pictures(dit, integer(transformer, "patch_size", default=2), blocks, width, extra, channels, scale, mean, deviation,
-                    schedule)
+    return Pictures(dit, patch, blocks, width, extra, channels, scale, mean, deviation, schedule,
+                    flag(vae, "mid_block_add_attention", True))
 
 
 def promises(pictures: Pictures) -> dict[str, Counts]:
     """The transformer's, and the glyph encoder's RMS norms: two a block, and the last; each but the first follows an add."""
-    made = {f"text_encoder.encoder.block.{i}": {"rms_norm": 2} for i in range(pictures.blocks)}
-    return {**glm_image_dit.promises(pictures.dit), "text_encoder": {"rms_norm": 1}, **made}
+    made = {f"text_encoder.encoder.block.{i}": {"rms_norm": 2, "add_rms_norm": 2 if i else 1} for i in range(pictures.blocks)}
+    return {**glm_image_dit.promises(pictures.dit), "text_encoder": {"rms_norm": 1, "add_rms_norm": 1}, **made,
+            "vae": {"attention": 2 if pictures.attention else 0}}
 
 
 def recipe(name: str) -> Recipe:
