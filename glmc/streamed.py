@@ -143,7 +143,8 @@ def build(config: dict[str, Any], dtype: torch.dtype) -> Any:
     """The published model for `config` on the meta device, nothing in it replaced. Raises ConfigError."""
     from transformers import AutoConfig
 
-    fields = {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config", "torch_dtype", "dtype")}
+    others = ("auto_map", "quantization_config", "torch_dtype", "dtype", "components")
+    fields = {k: v for k, v in config.items() if k not in others}
     try:
         parsed = AutoConfig.for_model(**fields)
         experts = {"experts_implementation": "eager"} if hasattr(parsed.get_text_config(), "n_routed_experts") else {}

@@ -67,7 +67,8 @@ def checkpoint(path: Path) -> Path:
 
 def artifact(path: Path) -> Path:
     """The artefact folder `path`. Raises UsageError when nothing is there, or a checkpoint is."""
-    if (existing(path) / "config.json").is_file() and not (path / MANIFEST).exists():
+    described = any((existing(path) / name).is_file() for name in ("config.json", "model_index.json"))
+    if described and not (path / MANIFEST).exists():
         raise UsageError("this is a checkpoint, not an artefact", file=path, expected="a folder made by `glmc compile`",
                          hint=f"compile it first: glmc compile {path} -o NAME.glmc")
     return path

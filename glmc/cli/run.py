@@ -1,4 +1,4 @@
-"""`glmc run`: generate text from one prompt, streamed as it comes."""
+"""`glmc run`: generate text from one prompt, streamed as it comes; for pictures see glmc/cli/draw.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import glmc
-from glmc.cli import arguments, show
+from glmc.cli import arguments, draw, show
 
 if TYPE_CHECKING:
     from glmc.runtime.generate import Generation
@@ -38,12 +38,15 @@ VideoMaxTokens = Annotated[int | None, typer.Option(
     help="Take fewer frames of a video that would become more tokens than this, instead of refusing it.")]
 
 
-def run(out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64, temperature: Temperature = None,
-        top_p: TopP = 1.0, top_k: TopK = 0, repetition_penalty: Penalty = 1.0, seed: Seed = None, raw: Raw = False,
-        image: Image = None, video: Video = None, fps: Fps = None, video_max_tokens: VideoMaxTokens = None,
-        device: arguments.DeviceName = None, json: arguments.Json = False) -> None:
-    """Generate text from one prompt; the likeliest token each time when no sampling flag is given."""
-    arguments.artifact(out)
+def run(ctx: typer.Context, out: arguments.Out, prompt: Prompt, max_new_tokens: MaxNewTokens = 64,
+        temperature: Temperature = None, top_p: TopP = 1.0, top_k: TopK = 0, repetition_penalty: Penalty = 1.0,
+        seed: Seed = None, raw: Raw = False, image: Image = None, video: Video = None, fps: Fps = None,
+        video_max_tokens: VideoMaxTokens = None, size: draw.Size = None, output: draw.Output = None,
+        steps: draw.Steps = 50, guidance: draw.Guidance = 1.5, device: arguments.DeviceName = None,
+        json: arguments.Json = False) -> None:
+    """Generate text from one prompt, the likeliest token each time when no sampling flag is given; or a picture."""
+    if draw.draws(arguments.artifact(out), ctx):
+        return draw.draw(out, prompt, output, size, image or (), steps, guidance, seed, device, json)
     if temperature is None:
         temperature = 1.0 if top_p != 1.0 or top_k else 0.0
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the text alone

@@ -71,6 +71,6 @@ def _compare(opened: Artifact, source: Path, device: str | None, quiet: bool) ->
 
 
 def _same(opened: Artifact, source: Path) -> bool:
-    from glmc.checkpoint.folder import Checkpoint
+    from glmc.checkpoint.components import open_checkpoint
 
-    return opened.manifest["source"] == Checkpoint.open(source).digest()
+    return opened.manifest["source"] == open_checkpoint(source).digest()

@@ -57,8 +57,10 @@ class Lowerer:
             return Index("turns")
         if spec.dtype == "int64" or name in _TOLD:
             return Index(_TOLD.get(name, name))
-        reg = self.register(int(spec.shape[-1]))
-        self.inputs[name] = reg
+        width = spec.shape[-1] if spec.shape else None
+        if not isinstance(width, int):
+            raise Refused(f"the rows of {name} have no fixed width")
+        self.inputs[name] = reg = self.register(width)
         return Rows(reg, 0, self.widths[reg])
 
     def register(self, width: int) -> int:

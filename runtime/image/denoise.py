@@ -46,7 +46,7 @@ class Denoiser:
             return rows.joined(self.steps.run(ANY, given, True, moves), 2, ranks).float()
 
     def _size(self, tokens: torch.Tensor, past: Past) -> torch.Tensor:
-        """float32 [1, 2], height and width in pixels: as published rounded to the model's dtype, but not of a condition image."""
+        """float32 [1, 2], height and width in pixels; as published in the model's dtype, but not those of a condition image."""
         size = torch.tensor([[PATCH * tokens.shape[0], PATCH * tokens.shape[1]]], dtype=torch.float32)
         return size if past.mode == "write" else size.to(self.dtype).float()
 

@@ -27,7 +27,8 @@ class Rows:
             below = self.total * PATCH // step * step
             near = " or ".join(str(height) for height in (below, below + step) if height)
             raise RequestOutOfBounds("the rows of patches do not divide among the ranks", field="height",
-                                     expected=f"{near} for {self.ranks} ranks", found=f"{self.total * PATCH}, which is {self.total} rows of patches")
+                                     expected=f"{near} for {self.ranks} ranks",
+                                     found=f"{self.total * PATCH}, which is {self.total} rows of patches")
 
     def numbers(self, rank: int) -> torch.Tensor:
         """int64 [total / ranks], the rows that a rank holds."""

@@ -1,0 +1,27 @@
+"""Rows of patches among ranks: cut and joined alike, refused where they do not divide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glmc.errors import RequestOutOfBounds
+from glmc.runtime.image.plan import Rows
+
+
+@pytest.mark.parametrize(("total", "ranks"), [(4, 1), (4, 2), (8, 4), (6, 3)])
+def test_shares_are_the_whole_again(total, ranks):
+    rows = Rows(total, ranks)
+    latents = torch.randn(1, 3, 2 * total, 5)
+    assert torch.equal(torch.cat([rows.cut(latents, 2, rank) for rank in range(ranks)], 2), latents)
+    assert torch.equal(torch.cat([rows.numbers(rank) for rank in range(ranks)]), torch.arange(total))
+    assert all(rows.cut(latents, 2, rank).is_contiguous() for rank in range(ranks))
+
+
+@pytest.mark.parametrize(("total", "ranks", "near"), [
+    (2, 4, "64 for 4"), (6, 4, "64 or 128 for 4"), (4, 3, "96 for 3"), (10, 8, "128 or 256 for 8")])
+def test_rows_that_do_not_divide_are_refused_with_heights_that_do(total, ranks, near):
+    with pytest.raises(RequestOutOfBounds) as fault:
+        Rows(total, ranks)
+    assert fault.value.field == "height"
+    assert near in str(fault.value.expected)
