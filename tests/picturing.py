@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from glmc.passes.outline import outline
 from glmc.passes.tidy import tidy
 from glmc.program import Program
 from glmc.region import Bound
+from glmc.runtime.image.denoise import Denoiser
 from glmc.runtime.steps import Steps
 from glmc.trace import trace
 
@@ -123,3 +125,11 @@ def made(target: str = "fx") -> Made:
     """The tiny pipeline compiled and loaded, once however many tests and processes of a run ask."""
     folder, pipeline = published()
     return Made(folder, pipeline, glmc.load(models.compiled_once("pipeline", folder, target, 1)))
+
+
+def shared(model: Any, ranks: Any) -> Any:
+    """The loaded model as one of several ranks, with the same weights."""
+    other = copy.copy(model)
+    other.ranks = ranks
+    other.denoiser = Denoiser(model.denoiser.steps, model.dtype, model.device, ranks)
+    return other

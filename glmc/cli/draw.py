@@ -13,7 +13,7 @@ import typer
 
 import glmc
 from glmc.artifact import Artifact
-from glmc.cli import show
+from glmc.cli import arguments, show
 from glmc.errors import OutputExists, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ PICTURES_ONLY = {"size": "--size", "output": "-o", "steps": "--steps", "guidance
 
 def draws(out: Path, ctx: typer.Context) -> bool:
     """Whether the artefact makes pictures. Raises UsageError for a flag that it does not take."""
-    found = Artifact.open(out).manifest["dims"].get("pictures") is not None
+    found = arguments.is_artifact(out) and Artifact.open(out).manifest.get("dims", {}).get("pictures") is not None
     for name, given in (TEXT_ONLY if found else PICTURES_ONLY).items():
         source = ctx.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":

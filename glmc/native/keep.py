@@ -187,7 +187,7 @@ def kept_of(program: dict[str, Any], region: str | None = None) -> dict[str, Kee
 def kept_json(programs: Iterable[Program], found: dict[str, Keep]) -> dict[str, Any]:
     """What program.json says: `weights` by name, and for each region its own names."""
     regions: dict[str, Any] = {}
-    for part, step in ((program, step) for program in programs for step in program.steps):
+    for part, step in ((program, step) for program in programs for step in program.steps if not step.moves):
         mine = regions.setdefault(step.region, {})
         for name, (local, role, _) in zip(step.inputs, part.regions[step.region].inputs, strict=True):
             if role == "weight" and name.removeprefix("weight:") in found:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import lockstep
+import numpy as np
 import picturing
 import pytest
 import torch
 from PIL import Image
 
+from glmc.errors import UsageError
 from glmc.runtime.image.prior import Prior
 
 PROMPT = "a sign \"open\" and 'it' over \u201ca door\u201d"
@@ -56,6 +59,78 @@ def test_a_picture_is_the_published_one(size, given, steps, guidance):
     latents, image = published(made.published, PROMPT, prior, noise, shown, steps, guidance)
     ours = made.model.generate(PROMPT, *size, shown, steps, guidance, seed=1, prior=prior, noise=noise)
     assert float((ours.latents[0] - latents).abs().max()) <= 1e-4 * float(latents.abs().max())
-    apart = (torch.tensor(list(ours.image.getdata())) - torch.tensor(list(image.getdata()))).abs()
+    apart = (torch.from_numpy(np.asarray(ours.image, "int16")) - torch.from_numpy(np.asarray(image, "int16"))).abs()
     assert ours.image.size == size[::-1]
     assert int(apart.max()) <= 1
+
+
+@pytest.mark.parametrize(("ranks", "size", "given"), [
+    (2, (64, 96), ()), (4, (128, 32), ()), (2, (32, 64), ((96, 32), (64, 64))), (4, (64, 64), ((32, 32),))])
+def test_ranks_that_share_the_rows_make_the_picture_of_one(ranks, size, given):
+    made = picturing.made()
+    shown = images(*given)
+    prior, noise = drawn(*size, shown)
+    asked = {"images": shown, "steps": 2, "prior": prior, "noise": noise, "seed": 1}
+    alone = made.model.generate(PROMPT, *size, **asked)
+
+    def run(rank: lockstep.Rank) -> torch.Tensor:
+        return picturing.shared(made.model, rank).generate(PROMPT, *size, **asked).latents
+
+    for latents in lockstep.together(ranks, run):
+        assert float((latents - alone.latents).abs().max()) <= 1e-4 * float(alone.latents.abs().max())
+
+
+def test_a_condition_image_and_the_prompt_and_the_seed_matter():
+    model = picturing.made().model
+    shown = images((64, 32), (64, 32))
+    prior, noise = drawn(64, 64, shown)
+    asked = {"steps": 2, "prior": prior, "seed": 1}
+
+    def latents(prompt: str = PROMPT, given: Sequence[Image.Image] = shown, **more) -> torch.Tensor:
+        return model.generate(prompt, 64, 64, given, **{**asked, "noise": noise, **more}).latents
+
+    first = latents()
+    assert torch.equal(first, latents())
+    for other in (latents("no signs"), latents(given=shown[::-1]), latents(guidance=2.0), latents(noise=None),
+                  latents(noise=None, seed=2)):
+        assert float((first - other).abs().max()) > 1e-3
+    assert torch.equal(latents(noise=None), latents(noise=None))
+
+
+REFUSED = [
+    ({"height": 48}, "height", "multiple of 32"), ({"width": 0}, "width", "multiple of 32"),
+    ({"steps": 0}, "steps", "1 to 999"), ({"steps": 1000}, "steps", "1 to 999"),
+    ({"guidance": float("nan")}, "guidance", "from 1"),
+    ({"guidance": float("inf")}, "guidance", "from 1"), ({"guidance": 0.5}, "guidance", "from 1"),
+    ({"seed": -1}, "seed", "2^63"), ({"prompt": ["a"]}, "prompt", None), ({"height": None}, "height", "multiple of 32"),
+    ({"noise": torch.zeros(1, 4, 8, 9)}, "noise", "[1, 4, 8, 8]"), ({"images": images((64, 64))}, "prior", "1 of images"),
+    ({"prior": Prior(torch.full((4, 4), 31), (), torch.zeros(0), 0)}, "prior", "0 to 30"),
+    ({"prior": Prior(torch.zeros(4, 6, dtype=torch.int64), (), torch.zeros(0), 0)}, "prior", "[4, 4]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field", "expected"), REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_made_is_refused_before_anything_runs(changes, field, expected, monkeypatch):
+    model = picturing.made().model
+    monkeypatch.setattr(model, "_run", None)
+    monkeypatch.setattr(model, "denoiser", None)
+    asked = {"prompt": PROMPT, "height": 64, "width": 64, "steps": 1, "prior": drawn(64, 64)[0], "seed": 0}
+    with pytest.raises(UsageError) as fault:
+        model.generate(**{**asked, **changes})
+    assert fault.value.field == field
+    assert expected is None or expected in str(fault.value.expected)
+
+
+def test_the_size_of_the_first_image_is_taken_where_none_is_given():
+    model = picturing.made().model
+    assert model.size("", None, None, images((70, 100), (32, 32))) == (64, 96)
+    assert model.size("", 32, None, images((70, 100))) == (32, 96)
+
+
+def test_an_artefact_of_the_native_engine_makes_the_same_picture():
+    made, native = picturing.made(), picturing.made("cpu")
+    assert {native.model.model.programs[part].engine for part in ("glyph", "dit", "vae_decode", "vae_encode")} == {"fx"}
+    shown = images((64, 32))
+    prior, noise = drawn(64, 64, shown)
+    first, second = (one.model.generate(PROMPT, 64, 64, shown, 2, prior=prior, noise=noise) for one in (made, native))
+    assert float((first.latents - second.latents).abs().max()) <= 1e-5

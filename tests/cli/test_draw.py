@@ -1,0 +1,85 @@
+"""`glmc run` of an artefact that makes pictures: the file, what is told, and flags that are for text."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import picturing
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import glmc
+from glmc.cli.main import app
+from glmc.runtime.image.pipeline import ImageModel
+from glmc.runtime.image.prior import Prior
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+    """The artefact's folder; its first stage says zeros, since the tiny tokenizer has no marks of images."""
+    made = picturing.made()
+
+    def tokens(self, prompt, height, width, images, seed):
+        zeros = models.torch.zeros(height // 16, width // 16, dtype=models.torch.int64)
+        return Prior(zeros, tuple(zeros for _ in images), zeros[0], seed)
+
+    monkeypatch.setattr(ImageModel, "tokens", tokens)
+    monkeypatch.setitem(vars(glmc), "load", lambda path, device: made.model)
+    return str(made.model.artifact.folder)
+
+
+def call(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+def test_a_picture_is_written_and_told(drawing, tmp_path):
+    out = tmp_path / "a.png"
+    done = call("run", drawing, "--prompt", "a cat", "--size", "64x32", "-o", str(out), "--steps", "1", "--seed", "4", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["path"], told["height"], told["width"], told["seed"]) == (str(out), 64, 32, 4)
+    assert set(told["timings"]) == {"prior", "glyphs", "condition", "denoise", "decode"}
+    assert Image.open(out).size == (32, 64)
+    plain = call("run", drawing, "--prompt", "a cat", "--image", str(out), "-o", str(tmp_path / "b.webp"), "--steps", "1")
+    assert plain.stdout == f"{tmp_path / 'b.webp'}\n"
+    assert plain.stderr.startswith("64 x 32, seed ")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--size", "64x32"], "-o"), (["--size", "64", "-o", "x.png"], "1024x768"), (["-o", "x.png"], "size"),
+    (["--size", "64x32", "-o", "x.tiff"], ".png"), (["--size", "64x48", "-o", "x.png"], "multiple of 32"),
+    (["--size", "64x32", "-o", "x.png", "--max-new-tokens", "5"], "--max-new-tokens is for artefacts of text"),
+    (["--size", "64x32", "-o", "x.png", "--raw"], "--raw is for artefacts of text"),
+    (["--size", "64x32", "-o", "x.png", "--video", "v.mp4"], "--video is for artefacts of text"),
+    (["--size", "64x32", "-o", "x.png", "--guidance", "nan"], "from 1"),
+])
+def test_what_is_not_for_pictures_is_refused(drawing, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("run", drawing, "--prompt", "a cat", *words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_left_alone(drawing, tmp_path):
+    out = tmp_path / "a.png"
+    out.write_bytes(b"x")
+    assert call("run", drawing, "--prompt", "a cat", "--size", "64x32", "-o", str(out)).exit_code == 2
+    assert out.read_bytes() == b"x"
+
+
+def test_inspect_shows_the_parts(drawing):
+    told = json.loads(call("inspect", drawing, "--json").stdout)
+    assert {"dit", "glyph", "vae_decode", "vae_encode"} <= set(told["program"]["stages"])
+    assert told["program"]["stages"]["dit"]["mode"] == "sequence_parallel"
+    assert told["broken"] == []
+    assert "dit_layer_" in call("inspect", drawing).stdout
+
+
+@pytest.mark.parametrize("words", [["--size", "64x32"], ["-o", "x.png"], ["--steps", "3"], ["--guidance", "2"]])
+def test_flags_of_pictures_are_refused_for_text(words):
+    done = call("run", str(models.made("glm4").out), "--prompt", "a cat", *words)
+    assert done.exit_code == 2
+    assert f"{words[0]} is for artefacts of pictures" in done.stderr
