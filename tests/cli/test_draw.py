@@ -18,7 +18,7 @@ from glmc.runtime.image.prior import Prior
 
 @pytest.fixture
 def drawing(monkeypatch):
-    """The artefact's folder; its first stage says zeros, since the tiny tokenizer has no marks of images."""
+    """The artefact's folder; its first stage says zeros, which costs nothing."""
     made = picturing.made()
 
     def tokens(self, prompt, height, width, images, seed):
