@@ -22,6 +22,12 @@ from glmc.program import FORMS, KERNELS, MAIN, Program
 from glmc.region import Bound
 
 
+PICTURING = ("glyph", "dit", "vae_decode", "vae_encode", "vq")
+"""Parts whose sizes are those of pictures."""
+SIDE, MOST_TEXT = 128, 256
+"""Patches of the side of a large picture; bytes of a long text in it."""
+
+
 def ladder(most: int) -> list[int]:
     """2, 4, 8 ... and the bound itself: launches differ by what is a power of two or has grown past a threshold."""
     return sorted({min(1 << n, most) for n in range(1, most.bit_length() + 1)} | {most})
@@ -35,9 +41,13 @@ def sizes(form: str, bounds: Bounds) -> Iterator[dict[str, int]]:
 
 
 def tried(part: str, bounds: Bounds) -> list[dict[str, int]]:
-    """The sizes at which the regions of a part are tried: of a tower its blocks of patches, and the images that they are of."""
+    """The sizes at which the regions of a part are tried: of a tower its blocks of patches, and the images that they are of; of
+    parts that make pictures patches or latents high and wide, texts, tokens, and keys with those of an image before."""
     if part == MAIN:
         return [made for form in bounds.forms() for made in sizes(form, bounds)]
+    if part in PICTURING:
+        return [{"B": 1, "T": text, "H": side, "W": side, "K": text + side**2 * images}
+                for side in ladder(SIDE) for text in (2, MOST_TEXT) for images in (1, 2)]
     return [{"M": blocks, "F": images} for blocks in ladder(bounds.max_len) for images in (1, 2)]
 
 
@@ -48,7 +58,7 @@ def launches(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds:
     with triton.noted() as notes, torch.device("meta"):
         for part, name, kept in dict.fromkeys(
                 (part, s.region, tuple(keeps.get(n.removeprefix("weight:")) for n in s.inputs))
-                for part, program in programs.items() for s in program.steps):
+                for part, program in programs.items() for s in program.steps if not s.moves):
             region = programs[part].regions[name]
             bound = Bound(region, "triton", "meta")
             for made in tried(part, bounds):

@@ -67,7 +67,7 @@ class ImageModel:
         """
         height, width = self.size(prompt, height, width, images)
         self.check(height, width, images, steps, guidance, prior, noise)
-        chosen = secrets.randbits(63) if seed is None else _seed(seed)
+        chosen = self._agreed(_fresh() if seed is None else _seed(seed))
         timings: dict[str, float] = {}
         with _timed(timings, "prior"):
             tokens = prior or self.tokens(prompt, height, width, images, chosen)
@@ -127,9 +127,17 @@ class ImageModel:
                                          found=f"{tokens.dtype} {list(tokens.shape)}")
 
     def tokens(self, prompt: str, height: int, width: int, images: Sequence[Any], seed: int) -> Prior:
-        """The tokens of a picture, from the autoregressive half. Raises what `glmc.runtime.image.prior.prior` raises."""
-        sampling = replace(first.published_sampling(self.model), seed=seed)
-        return first.prior(self.model, prompt, height, width, images, sampling)
+        """The tokens of a picture, which one rank's autoregressive half makes. Raises RankError, and what
+        `glmc.runtime.image.prior.prior` raises."""
+        def run() -> dict[str, torch.Tensor]:
+            sampling = replace(first.published_sampling(self.model), seed=seed)
+            made = first.prior(self.model, prompt, height, width, images, sampling)
+            sources = {f"source.{number}": tokens for number, tokens in enumerate(made.sources)}
+            return {"target": made.target, "token_ids": made.token_ids, **sources}
+
+        found = self.ranks.main_then_broadcast("prior", run)
+        sources = tuple(found[f"source.{number}"] for number in range(len(images)))
+        return Prior(found["target"], sources, found["token_ids"], seed)
 
     def glyphs(self, prompt: str) -> torch.Tensor:
         """[1, T, width], what the prompt wants written; of the longest of several texts every token, of others theirs."""
@@ -166,6 +174,10 @@ class ImageModel:
         mean, deviation = self._statistics()
         return self._run("vae_decode", latents=to_device(latents, self.device.torch).to(self.dtype) * deviation + mean)
 
+    def _agreed(self, seed: int) -> int:
+        """The seed of one rank. Raises RankError."""
+        return int(self.ranks.main_then_broadcast("seed", lambda: {"seed": torch.tensor(seed)})["seed"])
+
     def _run(self, stage: str, **given: torch.Tensor) -> torch.Tensor:
         named = {f"input:{name}": to_device(tensor.contiguous(), self.device.torch) for name, tensor in given.items()}
         with torch.no_grad():
@@ -179,6 +191,10 @@ class ImageModel:
     def _latents(self, height: int, width: int, seed: int) -> torch.Tensor:
         shape = (1, self.sizes["channels"], height // self.sizes["scale"], width // self.sizes["scale"])
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=self.dtype)
+
+
+def _fresh() -> int:
+    return secrets.randbits(63)
 
 
 def _seed(seed: Any) -> int:

@@ -81,6 +81,21 @@ def test_ranks_that_share_the_rows_make_the_picture_of_one(ranks, size, given):
         assert float((latents - alone.latents).abs().max()) <= 1e-4 * float(alone.latents.abs().max())
 
 
+def test_ranks_agree_on_tokens_and_seed_that_one_of_them_drew():
+    model, shown = picturing.made().model, [drawing.picture(40, 64)]
+
+    def run(rank: lockstep.Rank):
+        return picturing.shared(model, rank).generate(PROMPT, 64, 32, shown, steps=1)
+
+    first, second = lockstep.together(2, run)
+    assert first.seed == second.seed == first.prior.seed
+    assert torch.equal(first.prior.target, second.prior.target)
+    assert torch.equal(first.latents, second.latents)
+    again = model.generate(PROMPT, 64, 32, shown, steps=1, seed=first.seed)
+    assert torch.equal(again.prior.target, first.prior.target)
+    assert float((again.latents - first.latents).abs().max()) <= 1e-4
+
+
 def test_a_condition_image_and_the_prompt_and_the_seed_matter():
     model = picturing.made().model
     shown = images((64, 32), (64, 32))
