@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental import _config
 
 from glmc.kernels import triton
 from glmc.native.keep import Keep
 from glmc.passes.lower import Bounds, sample
 from glmc.program import FORMS, KERNELS, MAIN, Program
 from glmc.region import Bound
+
+PICTURING = ("glyph", "dit", "vae_decode", "vae_encode", "vq")
+"""Parts whose sizes are those of pictures."""
+SIDE, MOST_TEXT = 128, 256
+"""Patches of the side of a large picture; bytes of a long text in it."""
 
 
 def ladder(most: int) -> list[int]:
@@ -35,20 +41,25 @@ def sizes(form: str, bounds: Bounds) -> Iterator[dict[str, int]]:
 
 
 def tried(part: str, bounds: Bounds) -> list[dict[str, int]]:
-    """The sizes at which the regions of a part are tried: of a tower its blocks of patches, and the images that they are of."""
+    """The sizes at which the regions of a part are tried: of a tower its blocks of patches, and the images that they are of; of
+    parts that make pictures patches or latents high and wide, texts, tokens, and keys with those of an image before."""
     if part == MAIN:
         return [made for form in bounds.forms() for made in sizes(form, bounds)]
-    return [{"M": blocks, "F": images} for blocks in ladder(bounds.max_len) for images in (1, 2)]
+    if part in PICTURING:
+        return [{"B": 1, "T": text, "H": side, "W": side, "K": text + side**2 * images}
+                for side in ladder(SIDE) for text in (2, MOST_TEXT) for images in (1, 2)]
+    return [{"M": blocks, "P": blocks, "F": images} for blocks in ladder(bounds.max_len) for images in (1, 2)]
 
 
 @torch.no_grad()
 def launches(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds: Bounds) -> list[triton.Launch]:
     """Every distinct launch of the regions' kernels within the bounds, in the order of their names. A region is tried with
     each set of forms in which steps bring its weights."""
-    with triton.noted() as notes, torch.device("meta"):
+    all_true = _config.patch(meta_nonzero_assume_all_nonzero=True)  # a mask's values are not there
+    with triton.noted() as notes, torch.device("meta"), all_true:
         for part, name, kept in dict.fromkeys(
                 (part, s.region, tuple(keeps.get(n.removeprefix("weight:")) for n in s.inputs))
-                for part, program in programs.items() for s in program.steps):
+                for part, program in programs.items() for s in program.steps if not s.moves):
             region = programs[part].regions[name]
             bound = Bound(region, "triton", "meta")
             for made in tried(part, bounds):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import drawing
 import models
 import torch
 
 import glmc
 from glmc import dit_part, picture_parts
 from glmc.checkpoint import components
-from glmc.families import glm_image, glm_image_dit
+from glmc.families import glm_image_dit
 from glmc.parts import Part
 from glmc.passes.outline import outline
 from glmc.passes.tidy import tidy
@@ -98,7 +100,7 @@ def randomised(module: torch.nn.Module, seed: int) -> Any:
 def published() -> tuple[Path, Any]:
     """(checkpoint folder, published pipeline with no autoregressive model) of tiny random components."""
     from diffusers import FlowMatchEulerDiscreteScheduler, GlmImagePipeline
-    from transformers import AutoConfig, ByT5Tokenizer, GlmImageForConditionalGeneration
+    from transformers import ByT5Tokenizer
 
     folder = models.scratch() / "pipeline"
     parts = {
@@ -108,13 +110,11 @@ def published() -> tuple[Path, Any]:
         "scheduler": FlowMatchEulerDiscreteScheduler(**SCHEDULE), "tokenizer": ByT5Tokenizer()}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    config = {**glm_image.TINY, "torch_dtype": "float32"}
-    first = GlmImageForConditionalGeneration._from_config(AutoConfig.for_model(**glm_image.TINY), dtype=torch.float32)
-    randomised(first, 5).save_pretrained(folder / "vision_language_encoder")
-    (folder / "vision_language_encoder" / "config.json").write_text(json.dumps(config))
-    (folder / "vision_language_encoder" / "generation_config.json").unlink(missing_ok=True)
-    (folder / "processor").mkdir()
-    models.tokenizer(config["text_config"]["vocab_size"]).save(str(folder / "processor" / "tokenizer.json"))
+    for file in drawing.published()[-1].iterdir():
+        own = file.name in ("config.json", "generation_config.json", "model.safetensors")
+        place = folder / ("vision_language_encoder" if own else "processor") / file.name
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
     (folder / "model_index.json").write_text(json.dumps(INDEX))
     pipeline = GlmImagePipeline(processor=None, vision_language_encoder=None, **parts)
     pipeline.set_progress_bar_config(disable=True)
@@ -125,7 +125,7 @@ def published() -> tuple[Path, Any]:
 def made(target: str = "fx") -> Made:
     """The tiny pipeline compiled and loaded, once however many tests and processes of a run ask."""
     folder, pipeline = published()
-    return Made(folder, pipeline, glmc.load(models.compiled_once("pipeline", folder, target, 1)))
+    return Made(folder, pipeline, glmc.load(models.compiled_once("pipeline", folder, target, 1, max_len=drawing.MAX_LEN)))
 
 
 def shared(model: Any, world: Any, cfg: bool = False) -> Any:

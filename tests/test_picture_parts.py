@@ -8,6 +8,10 @@ import torch
 
 from glmc import picture_parts
 from glmc.errors import ConfigError
+from glmc.passes.ahead import PICTURING, launches
+from glmc.passes.lower import Bounds
+from glmc.survey import survey
+from glmc.target import named
 
 
 @pytest.mark.parametrize("changes", [{}, {"feed_forward_proj": "relu", "num_heads": 2, "d_kv": 5}])
@@ -47,3 +51,13 @@ def test_pixels_and_latents_are_the_published_ones(changes):
 def test_an_unknown_field_is_refused():
     with pytest.raises(ConfigError, match="diffusers refuses"):
         picture_parts.build_vae({**picturing.VAE, "tiles": 3}, torch.float32)
+
+
+def test_a_pipeline_in_bfloat16_keeps_its_promises_and_its_gpu_kernels_are_known_ahead():
+    surveyed = survey(picturing.published()[0], named("cuda:sm_90"), "bfloat16")
+    assert surveyed.ledger.broken == []
+    found = {part: {asked.name for asked in launches({part: program}, {}, Bounds(1, 64, 2))}
+             for part, program in surveyed.programs.items() if part in PICTURING}
+    assert {"modulated_norm_kernel", "layer_norm_kernel", "rope_kernel", "prompt_kernel"} <= found["dit"]
+    assert {"rms_norm_kernel", "add_rms_norm_kernel"} <= found["glyph"]
+    assert "prompt_kernel" in found["vae_decode"] & found["vae_encode"]

@@ -39,7 +39,12 @@ def read(config: dict[str, Any]) -> Dims:
     if dims.quantised is not None:
         raise ConfigError("a pipeline with a quantised component is not read", file="vision_language_encoder/config.json",
                           field="quantization_config", found=dims.quantised)
-    return dataclasses.replace(dims, pictures=pictures.read(config["components"]))
+    made, book = pictures.read(config["components"]), config.get("vq_config") or {}
+    if integer(book, "num_embeddings", default=16384) > made.dit.vocabulary:
+        raise ConfigError("the transformer knows fewer tokens of images", file="vision_language_encoder/config.json",
+                          field="vq_config.num_embeddings", expected=f"at most {made.dit.vocabulary}",
+                          found=book.get("num_embeddings", 16384))
+    return dataclasses.replace(dims, pictures=made)
 
 
 def promises(dims: Dims) -> dict[str, Counts]:

@@ -49,8 +49,9 @@ def read(config: dict[str, Any]) -> Dims:
 
 
 def promises(dims: Dims) -> dict[str, Counts]:
-    """Four layer norms a block, two of q and k, both turned; the last block's text goes nowhere, and its last norm with it."""
-    block = {"layer_norm": 6, "rope": 2, "attention": 1}
+    """Four modulated layer norms a block, two plain ones of q and k, both turned; the last block's text goes nowhere, and its
+    last norm with it. One more modulated norm stands before the last projection."""
+    block = {"layer_norm": 6, "modulated_norm": 4, "rope": 2, "attention": 1}
     made = {f"transformer.transformer_blocks.{i}": dict(block) for i in range(dims.layers)}
-    made[f"transformer.transformer_blocks.{dims.layers - 1}"]["layer_norm"] = 5
-    return {"transformer": {"layer_norm": 1}, **made}
+    made[f"transformer.transformer_blocks.{dims.layers - 1}"] |= {"layer_norm": 5, "modulated_norm": 3}
+    return {"transformer": {"layer_norm": 1, "modulated_norm": 1}, **made}

@@ -35,7 +35,7 @@ def test_tensors_of_all_folders_have_names_of_their_own(folder):
     assert torch.equal(opened.read(NORM), dict(pipeline.text_encoder.named_parameters())[NORM.partition(".")[2]])
     assert torch.equal(opened.read("vae.decoder.conv_in.weight"), pipeline.vae.decoder.conv_in.weight)
     assert opened.digest() == open_checkpoint(picturing.published()[0]).digest()
-    assert set(opened.extra_files()) == {"tokenizer.json"}
+    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= set(opened.extra_files())
     with pytest.raises(WeightMissing):
         opened.read("proj_out.weight")
 
@@ -71,9 +71,11 @@ def test_an_edit_of_any_folder_is_seen(folder, file):
     ("text_encoder/config.json", lambda v: v.update(model_type="umt5"), ConfigError, "model_type"),
     ("tokenizer/tokenizer_config.json", lambda v: v.update(eos_token="<end>"), ConfigError, "eos_token"),
     ("tokenizer/tokenizer_config.json", lambda v: v.update(tokenizer_class="T5Tokenizer"), ConfigError, "tokenizer_class"),
+    ("vision_language_encoder/config.json", lambda v: v["vq_config"].update(num_embeddings=32), ConfigError,
+     "vq_config.num_embeddings"),
     ("vision_language_encoder/config.json", lambda v: v.update(quantization_config={"quant_method": "fp8"}), ConfigError,
      "quantization_config"),
-], ids=range(19))
+], ids=range(20))
 def test_what_is_not_known_is_refused_by_file_and_field(folder, file, change, error, field):
     rewrite(folder / file, change)
 

@@ -18,7 +18,7 @@ from glmc.runtime.image.prior import Prior
 
 @pytest.fixture
 def drawing(monkeypatch):
-    """The artefact's folder; its first stage says zeros, since the tiny tokenizer has no marks of images."""
+    """The artefact's folder; its first stage says zeros, which costs nothing."""
     made = picturing.made()
 
     def tokens(self, prompt, height, width, images, seed):
@@ -41,7 +41,7 @@ def test_a_picture_is_written_and_told(drawing, tmp_path):
     told = json.loads(done.stdout)
     assert (told["path"], told["height"], told["width"], told["seed"]) == (str(out), 64, 32, 4)
     assert set(told["timings"]) == {"prior", "glyphs", "condition", "denoise", "decode"}
-    assert Image.open(out).size == (32, 64)
+    assert Image.open(out).size == (64, 32)
     plain = call("run", drawing, "--prompt", "a cat", "--image", str(out), "-o", str(tmp_path / "b.webp"), "--steps", "1")
     assert plain.stdout == f"{tmp_path / 'b.webp'}\n"
     assert plain.stderr.startswith("64 x 32, seed ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import drawing
 import numpy as np
 import picturing
 import pytest
@@ -104,6 +105,21 @@ def test_what_ranks_cannot_share_is_refused_by_each(ranks, cfg, asked, field):
     assert [fault.field for fault in together(ranks, run)] == [field] * ranks
 
 
+def test_ranks_agree_on_tokens_and_seed_that_one_of_them_drew():
+    model, shown = picturing.made().model, [drawing.picture(40, 64)]
+
+    def run(world: World) -> Picture:
+        return picturing.shared(model, world).generate(PROMPT, 64, 32, shown, steps=1)
+
+    first, second = together(2, run)
+    assert first.seed == second.seed == first.prior.seed
+    assert torch.equal(first.prior.target, second.prior.target)
+    assert torch.equal(first.latents, second.latents)
+    again = model.generate(PROMPT, 64, 32, shown, steps=1, seed=first.seed)
+    assert torch.equal(again.prior.target, first.prior.target)
+    assert float((again.latents - first.latents).abs().max()) <= 1e-4
+
+
 def test_a_condition_image_and_the_prompt_and_the_seed_matter():
     model = picturing.made().model
     shown = images((64, 32), (64, 32))
@@ -158,3 +174,19 @@ def test_an_artefact_of_the_native_engine_makes_the_same_picture():
     prior, noise = drawn(64, 64, shown)
     first, second = (one.model.generate(PROMPT, 64, 64, shown, 2, prior=prior, noise=noise) for one in (made, native))
     assert float((first.latents - second.latents).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("given", [(), ((64, 48), (40, 64))])
+def test_both_stages_from_a_prompt(given):
+    made, shown = picturing.made(), [drawing.picture(*size) for size in given]
+    picture = made.model.generate(PROMPT, 64, 96, shown, steps=2, seed=5)
+    again = made.model.generate(PROMPT, 64, 96, shown, steps=2, seed=5)
+    assert torch.equal(picture.latents, again.latents)
+    assert torch.equal(picture.prior.target, again.prior.target)
+    assert (picture.seed, picture.prior.seed, list(picture.prior.target.shape)) == (5, 5, [4, 6])
+    assert set(picture.timings) == {"prior", "glyphs", "condition", "denoise", "decode"}
+    sized = [image.resize(tuple(16 * side for side in tokens.shape[::-1]), Image.Resampling.LANCZOS)
+             for image, tokens in zip(shown, picture.prior.sources, strict=True)]
+    noise = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(5))
+    latents, _ = published(made.published, PROMPT, picture.prior, noise, sized, 2, 1.5)
+    assert float((picture.latents[0] - latents).abs().max()) <= 1e-4 * float(latents.abs().max())
