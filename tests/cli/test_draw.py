@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import models
+import numpy as np
 import picturing
 import pytest
 from PIL import Image
@@ -39,12 +40,33 @@ def test_a_picture_is_written_and_told(drawing, tmp_path):
     done = call("run", drawing, "--prompt", "a cat", "--size", "64x32", "-o", str(out), "--steps", "1", "--seed", "4", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert (told["path"], told["height"], told["width"], told["seed"]) == (str(out), 64, 32, 4)
+    assert (told["path"], told["height"], told["width"], told["seed"]) == (str(out), 32, 64, 4)
     assert set(told["timings"]) == {"prior", "glyphs", "condition", "denoise", "decode"}
     assert Image.open(out).size == (64, 32)
     plain = call("run", drawing, "--prompt", "a cat", "--image", str(out), "-o", str(tmp_path / "b.webp"), "--steps", "1")
     assert plain.stdout == f"{tmp_path / 'b.webp'}\n"
     assert plain.stderr.startswith("64 x 32, seed ")
+
+
+@pytest.mark.parametrize("more", [[], ["--cfg-parallel"]])
+def test_two_ranks_write_the_picture_of_one(more, tmp_path):
+    words = ["run", str(picturing.made().model.artifact.folder), "--prompt", "a cat", "--size", "64x96", "--steps", "2", "--seed", "4", "-o"]
+    assert call(*words, str(tmp_path / "one.png")).exit_code == 0
+    done = call(*words, str(tmp_path / "two.png"), "--ranks", "2", "--json", *more)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["path"], told["width"], told["height"], told["seed"]) == (str(tmp_path / "two.png"), 64, 96, 4)
+    one, two = (np.asarray(Image.open(tmp_path / f"{name}.png"), np.int16) for name in ("one", "two"))
+    assert abs(one - two).max() <= 1
+
+
+def test_guidance_is_shared_by_ranks_alone(drawing, tmp_path):
+    words = ["run", drawing, "--prompt", "a cat", "--size", "64x96", "-o", str(tmp_path / "a.png"), "--cfg-parallel"]
+    assert "--ranks N" in call(*words).stderr
+    told = call(*words, "--ranks", "3")
+    assert told.exit_code == 2
+    assert "even number" in told.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("words", "said"), [
