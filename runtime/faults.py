@@ -22,11 +22,14 @@ from glmc.runtime import envelope
 from glmc.runtime.exchange import BODY
 from glmc.runtime.world import World
 
-PHASES = {"meet": "", "start": "start", "load": "load", "prompt": "prompt", "decode": "decode 2", "close": "close"}
+PHASES = {"meet": "", "start": "start", "load": "load", "prompt": "prompt", "decode": "decode 2", "close": "close",
+          "prior": "prior", "glyphs": "glyphs", "condition": "condition", "denoise": "denoise 2", "pixels": "pixels"}
 """Name -> the stage in which a fault strikes; meet: before the rank knows any other."""
 KINDS = ("raise", "kill", "freeze", "hang", "slow", "exit0", "skip", "shape", "dtype", "corrupt", "disagree", "nan")
 """What a rank does. hang: lives and never comes. slow: comes at 0.8 of the deadline, which is no fault. skip: leaves out a call
 and goes on. shape, dtype, corrupt: its header says something else. disagree: it holds other facts, tokens or ids."""
+_SENT = {"prompt": "ids", "prior": "target"}
+"""Stage that one rank runs for all -> whole numbers in what it sends."""
 _OTHER = {"int64": "float64", "uint8": "int8", "float32": "int32", "int8": "uint8"}
 
 
@@ -88,7 +91,7 @@ class FaultyWorld(World):
             return False
         self.stage = stage  # what is raised here happens in the stage, before its first call
         self.fault.strike(self.deadline)
-        if self.fault.kind in ("shape", "dtype", "corrupt") or (self.fault.kind == "disagree" and stage != "prompt"):
+        if self.fault.kind in ("shape", "dtype", "corrupt") or (self.fault.kind == "disagree" and stage not in _SENT):
             self._tamper()
         self._struck = True
         if self.fault.kind == "skip":
@@ -110,7 +113,7 @@ class FaultyWorld(World):
         planted = {"planted": torch.tensor(float("nan"))} if self.fault.kind == "nan" and self._struck else {}
         made = super().main_then_broadcast(stage, lambda: {**run(), **planted}, not_finite)
         if self.fault.kind == "disagree" and stage == PHASES[self.fault.phase]:
-            made["ids"] = made["ids"].flip(0) + 1
+            made[_SENT[stage]] = made[_SENT[stage]] ^ 1
         return made
 
     def _tamper(self) -> None:

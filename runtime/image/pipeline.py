@@ -77,17 +77,19 @@ class ImageModel:
                 prior or self.tokens(prompt, height, width, images, chosen), noise, height, width, chosen))
             tokens, chosen = _tokens(drawn), int(drawn["chosen"])
         with torch_threads(self.threads):
-            self.ranks.same("glyphs", drawn["noise"])
+            self.ranks.same("glyphs", *drawn.values())
             with _timed(timings, "glyphs"):
                 texts = [self.glyphs(prompt), self.glyphs("")][:1 + (guidance > 1)]
             past = Past()
-            self.ranks.same("condition", *(text.cpu() for text in texts))
             with _timed(timings, "condition"):
-                for image, own in zip(images, tokens.sources, strict=True):
-                    self.condition(past, image, own)
+                shown = [pixels_of(image, PATCH * own.shape[0], PATCH * own.shape[1])
+                         for image, own in zip(images, tokens.sources, strict=True)]
+                self.ranks.same("condition", *(text.cpu() for text in texts), *shown)
+                for pixels, own in zip(shown, tokens.sources, strict=True):
+                    self.condition(past, pixels, own)
             with _timed(timings, "denoise"):
                 latents = self.denoise(drawn["noise"], texts, tokens.target, steps, guidance, past)
-            self.ranks.same("decode", latents.cpu())
+            self.ranks.same("pixels", latents.cpu())
             with _timed(timings, "decode"):
                 image = image_of(self.pixels(latents)) if self.ranks.rank == MAIN else None
         return Picture(image, latents.cpu(), tokens, chosen, timings)
@@ -149,9 +151,8 @@ class ImageModel:
         ids, mask = glyphs.batch(prompt, self.sizes["extra"])
         return self._run("glyph", ids=ids, mask=mask)[to_device(mask.bool(), self.device.torch)].unsqueeze(0)
 
-    def condition(self, past: Past, image: Any, tokens: torch.Tensor) -> None:
-        """Keep the keys and values of an image with tokens int64 [h, w], to whose size it is brought. Raises MediaError."""
-        pixels = pixels_of(image, PATCH * tokens.shape[0], PATCH * tokens.shape[1])
+    def condition(self, past: Past, pixels: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Keep the keys and values of an image, [1, 3, 16 h, 16 w] from -1 to 1, with tokens int64 [h, w]."""
         mean, deviation = self._statistics()
         latents = (self._run("vae_encode", pixels=pixels.to(self.dtype)) - mean) / deviation
         past.mode = "write"

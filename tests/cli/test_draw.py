@@ -50,7 +50,8 @@ def test_a_picture_is_written_and_told(drawing, tmp_path):
 
 @pytest.mark.parametrize("more", [[], ["--cfg-parallel"]])
 def test_two_ranks_write_the_picture_of_one(more, tmp_path):
-    words = ["run", str(picturing.made().model.artifact.folder), "--prompt", "a cat", "--size", "64x96", "--steps", "2", "--seed", "4", "-o"]
+    words = ["run", str(picturing.made().model.artifact.folder), "--prompt", "a cat", "--size", "64x96", "--steps", "2",
+             "--seed", "4", "-o"]
     assert call(*words, str(tmp_path / "one.png")).exit_code == 0
     done = call(*words, str(tmp_path / "two.png"), "--ranks", "2", "--json", *more)
     assert done.exit_code == 0, done.output

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import models
+import picturing
 import psutil
 import pytest
 
@@ -30,7 +31,7 @@ def faults():
     """bench/faults.py, which also measures the whole matrix."""
     sys.path.append(str(BENCH))
     spec = importlib.util.spec_from_file_location("faults_matrix", BENCH / "faults.py")
-    made = importlib.util.module_from_spec(spec)
+    sys.modules["faults_matrix"] = made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     sys.path.remove(str(BENCH))
     return made
@@ -42,29 +43,47 @@ def out():
 
 
 @pytest.fixture(scope="module")
-def wanted(out):
-    return glmc.load(out).generate("hello", max_new_tokens=6, raw=True).token_ids
+def subject(faults, out):
+    return faults.text(out)
 
 
-def passes(faults, out, wanted, cell, number, deadline=DEADLINE, ranks=2):
-    found = faults.cell(out, *cell, wanted, deadline, number, ranks)
+@pytest.fixture(scope="module")
+def picture(faults, tmp_path_factory):
+    return faults.picture(picturing.made().model.artifact.folder, tmp_path_factory.mktemp("given"))
+
+
+@pytest.fixture(scope="module")
+def wanted(subject):
+    return subject.wanted
+
+
+def passes(faults, subject, cell, number, deadline=DEADLINE, ranks=2):
+    found = faults.cell(subject, *cell, deadline, number, ranks)
     assert found["passes"], found
 
 
 @pytest.mark.parametrize("cell", [("kill", "decode", 1), ("skip", "decode", 0), ("skip", "close", 1), ("disagree", "start", 1),
                                   ("exit0", "close", 0)], ids=str)
-def test_a_fault_ends_the_run_and_names_its_rank(faults, out, wanted, cell):
-    passes(faults, out, wanted, cell, 10**9 + os.getpid() * 100 + sum(map(ord, str(cell))) % 97)
+def test_a_fault_ends_the_run_and_names_its_rank(faults, subject, cell):
+    passes(faults, subject, cell, 10**9 + os.getpid() * 100 + sum(map(ord, str(cell))) % 97)
 
 
-def test_a_frozen_rank_is_named_at_the_deadline(faults, out, wanted):
-    passes(faults, out, wanted, ("freeze", "decode", 0), 2 * 10**9 + os.getpid(), 8.0)
+@pytest.mark.parametrize("cell", [("raise", "prior", 0), ("disagree", "prior", 1), ("skip", "denoise", 1),
+                                  ("slow", "pixels", 0)], ids=str)
+def test_a_fault_ends_a_picture_and_names_its_rank(faults, picture, cell):
+    passes(faults, picture, cell, 3 * 10**9 + os.getpid() * 100 + sum(map(ord, str(cell))) % 97, 8.0)
+
+
+def test_a_frozen_rank_is_named_at_the_deadline(faults, subject):
+    passes(faults, subject, ("freeze", "decode", 0), 2 * 10**9 + os.getpid(), 8.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_every_fault_in_every_phase(faults, out, ranks):
-    found = faults.matrix(out, faults.cells(ranks), 10.0 * ranks / 2, 2, ranks)
+@pytest.mark.parametrize("which", ["subject", "picture"])
+def test_every_fault_in_every_phase(faults, request, which, ranks):
+    subject = request.getfixturevalue(which)
+    found = faults.matrix(subject, faults.cells(ranks, subject.phases), 10.0 * ranks / 2, 2, ranks)
     assert all(cell["passes"] for cell in found), [cell for cell in found if not cell["passes"]]
 
 
