@@ -102,8 +102,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         ours = [program for program in surveyed.programs.values() if native and program.engine is None]
         lowering = [proof for program in ours for proof in prove_native(program, keeps)]
         decoding = prove_coded(keeps) if machine.gpu else []
-        placement, placed, said = placement_of(surveyed, keeps, quant)
-        surveyed.notes += said
+        placement, placed, over_ranks = placement_of(surveyed, keeps, quant)
         for name, tensor in buffers.items():
             sink.write(name, tensor)
         copied, done = {name: want for name, want in wanted.items() if name not in linked}, itertools.count(1)
@@ -114,7 +113,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         kept = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
         writer.add_json("program.json", written(surveyed.programs) | kept |
                         ({FIELD: placement.to_json()} if placement else {}))
-        writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes,
+        writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes, "ranks": over_ranks,
                                        "broken": surveyed.ledger.broken})
         writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering],
                                        "coded": [p.to_json() for p in decoding], "placed": [p.to_json() for p in placed]})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmc.checkpoint.components import read_config
+from glmc.forecast import forecast
 from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
 from glmc.native.keep import forms
@@ -35,6 +36,8 @@ class Plan:
     notes: list[str]
     media: dict[str, Any] | None = None
     """The largest image and video, see `glmc.largest_media`; None for a model that takes none."""
+    forecast: dict[str, Any] | None = None
+    """What several ranks would take, see `glmc.forecast`; None for one rank."""
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "ledger": self.ledger.to_json(), "broken": self.ledger.broken}
@@ -78,10 +81,11 @@ def roofline(surveyed: Survey) -> dict[str, Any]:
 
 
 def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4096, max_batch: int = 1,
-         progress: Progress = lambda *_: None) -> Plan:
+         progress: Progress = lambda *_: None, ranks: int = 1, link: str = "loopback") -> Plan:
     """Survey `source` (a checkpoint folder or a config.json) for `target`. Reads no weights.
 
-    Raises ConfigError, UnknownFamily, PromiseBroken, UnknownName.
+    ranks, link: how many ranks to foretell the times of, and what is between them (a name of `glmc.topology.LINKS`).
+    Raises ConfigError, UnknownFamily, PromiseBroken, UnknownName, UsageError (ranks).
     """
     began = time.perf_counter()
     settings = settings_of(source, read_config(source))
@@ -93,7 +97,8 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
         regions={"distinct": sum(len(p.regions) for p in surveyed.programs.values()),
                  "calls": sum(p.calls() for p in surveyed.programs.values())},
         ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
-        seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(settings, surveyed))
+        seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(settings, surveyed),
+        forecast=forecast(surveyed, ranks, link) if ranks != 1 else None)
     return surveyed.ledger.demand(made)
 
 

@@ -36,6 +36,9 @@ MAIN = "text"
 ROLES = ("value", "weight", "cache")
 MODES = ("replicated", "main_rank_only", "main_rank_then_broadcast", "cfg_parallel", "sequence_parallel", "tensor_parallel")
 """How a part of a program runs over ranks."""
+PICTURE_MODES = {**dict.fromkeys(("text", "vision", "vq"), "main_rank_then_broadcast"), "glyph": "replicated",
+                 "vae_encode": "replicated", "dit": "sequence_parallel", "vae_decode": "main_rank_only"}
+"""Parts of what makes pictures -> how they run over ranks."""
 FX = "fx"
 """The engine of a part that the artefact's own does not run."""
 MOVES = {"all_reduce": (), "all_gather": ("dim", "after"), "past": ("layer",)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +26,7 @@ from glmc.passes.merge import fold
 from glmc.passes.outline import outline
 from glmc.passes.prove import Captured, capture
 from glmc.passes.rewrite import rewrite
-from glmc.program import Program
+from glmc.program import PICTURE_MODES, Program
 from glmc.sites import find_sites, make_ledger, record
 from glmc.target import Target
 from glmc.trace import trace, uncollected
@@ -88,7 +88,7 @@ def parts_of(config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, lis
     whole, others = picture_parts.parts(config["components"], dtype)
     for name, module in model.named_children():
         whole.add_module(name, module)
-    return whole, [*own, *others]
+    return whole, [replace(part, mode=PICTURE_MODES[part.name]) for part in [*own, *others]]
 
 
 @uncollected()

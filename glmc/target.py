@@ -13,7 +13,8 @@ from glmc.errors import UnknownName, UnsupportedTarget
 @dataclass(frozen=True)
 class Target:
     """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there,
-    or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead."""
+    or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead.
+    flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess."""
 
     name: str
     machine: str
@@ -22,6 +23,7 @@ class Target:
     launch_us: float
     missing: str | None = None
     gpu: tuple[str, int | str, int] | None = None
+    flops: float = 2e11
 
 
 _LATER = "the target can be planned for, and is not compiled for by this version"
@@ -29,14 +31,33 @@ TARGETS = {t.name: t for t in (
     Target("cpu", "cpu", "native", 40e9, 2.0),
     Target("cpu:aoti", "cpu", "aoti", 40e9, 2.0),
     Target("fx", "cpu", "fx", 40e9, 5.0),
-    Target("cuda:sm_80", "triton", "fx", 1.9e12, 4.0, gpu=("cuda", 80, 32)),
-    Target("cuda:sm_90", "triton", "fx", 4.0e12, 4.0, gpu=("cuda", 90, 32)),
-    Target("cuda:sm_100", "triton", "fx", 7.5e12, 4.0, gpu=("cuda", 100, 32)),
-    Target("rocm:gfx942", "triton", "fx", 5.0e12, 5.0, gpu=("hip", "gfx942", 64)),
-    Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0),
+    Target("cuda:sm_80", "triton", "fx", 1.9e12, 4.0, gpu=("cuda", 80, 32), flops=312e12),
+    Target("cuda:sm_90", "triton", "fx", 4.0e12, 4.0, gpu=("cuda", 90, 32), flops=989e12),
+    Target("cuda:sm_100", "triton", "fx", 7.5e12, 4.0, gpu=("cuda", 100, 32), flops=2250e12),
+    Target("rocm:gfx942", "triton", "fx", 5.0e12, 5.0, gpu=("hip", "gfx942", 64), flops=1307e12),
+    Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0, flops=320e12),
     Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, _LATER),
     Target("onnx", "onnx", "onnx", 40e9, 2.0, _LATER),
 )}
+
+
+@dataclass(frozen=True)
+class Link:
+    """Between neighbouring ranks: bytes a second in each direction, and the seconds before the first byte."""
+
+    bandwidth: float
+    latency: float
+
+
+LINKS = {
+    "loopback": Link(2e9, 60e-6),
+    "ethernet-25g": Link(3.1e9, 30e-6),
+    "infiniband-400g": Link(50e9, 5e-6),
+    "pcie-5": Link(55e9, 8e-6),
+    "nvlink-4": Link(450e9, 4e-6),
+    "hccs": Link(196e9, 8e-6),
+}
+"""Name -> what its makers say it carries; gloo over loopback as measured (bench/results/broadcast.json)."""
 
 
 def named(name: str) -> Target:

@@ -22,9 +22,7 @@ def placement_of(surveyed: Survey, keeps: Mapping[str, Keep], quant: str | None,
         return None, [], ["several ranks cannot run this artefact: the engine aoti compiles regions for whole weights"]
     if "components" in surveyed.config:
         return None, [], ["the ranks of a pipeline share its pictures: the text model runs on one and is not cut"]
-    rows = {name: len(parameter) for name, parameter in surveyed.module.named_parameters(remove_duplicate=False)}
-    joined = {name: tuple((part, rows[part]) for part in parts) for name, parts in surveyed.joined.items()}
-    found, notes = place(surveyed.program, Plan(published.tensor_parallel_plan(surveyed.module), joined))
+    found, notes = placed(surveyed)
     if found is None:
         return None, [], notes
     able = degrees(found, keeps)
@@ -37,3 +35,10 @@ def placement_of(surveyed: Survey, keeps: Mapping[str, Keep], quant: str | None,
             return None, [], [*notes, f"several ranks cannot run this artefact: {reason.found}"]
     found = dataclasses.replace(found, ranks=tuple(able))
     return found, prove_placement(surveyed.program, found, able[0]), notes
+
+
+def placed(surveyed: Survey) -> tuple[Placement | None, list[str]]:
+    """The text model cut by its published plan, None where it cannot be, and notes on what is not cut and why."""
+    rows = {name: len(parameter) for name, parameter in surveyed.module.named_parameters(remove_duplicate=False)}
+    joined = {name: tuple((part, rows[part]) for part in parts) for name, parts in surveyed.joined.items()}
+    return place(surveyed.program, Plan(published.tensor_parallel_plan(surveyed.module), joined))

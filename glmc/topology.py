@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch.fx.experimental import _config as config
 from torch.utils.flop_counter import FlopCounterMode
 
 from glmc.errors import UnknownName, UsageError
 from glmc.program import Program, Region, Spec, Step
 from glmc.region import Bound
+from glmc.target import LINKS, Link
 
 
 @dataclass(frozen=True)
@@ -26,25 +28,6 @@ class Rank:
     flops: float
     bandwidth: float
     call: float = 0.0
-
-
-@dataclass(frozen=True)
-class Link:
-    """Between neighbouring ranks: bytes a second in each direction, and the seconds before the first byte."""
-
-    bandwidth: float
-    latency: float
-
-
-LINKS = {
-    "loopback": Link(2e9, 60e-6),
-    "ethernet-25g": Link(3.1e9, 30e-6),
-    "infiniband-400g": Link(50e9, 5e-6),
-    "pcie-5": Link(55e9, 8e-6),
-    "nvlink-4": Link(450e9, 4e-6),
-    "hccs": Link(196e9, 8e-6),
-}
-"""Name -> what its makers say it carries; gloo over loopback as measured (docs/many_processes.md)."""
 
 
 def link(name: str) -> Link:
@@ -137,7 +120,8 @@ def cost_of(region: Region, letters: Mapping[str, int]) -> Cost:
                          found=", ".join(sorted(letters)))
     made = {name: torch.empty(spec.at(letters), dtype=getattr(torch, spec.dtype), device="meta")
             for name, _, spec in region.inputs}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # An index by a mask is taken to find everything.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), config.patch(meta_nonzero_assume_all_nonzero=True):
         outputs = Bound(region, "cpu", "meta")(*made.values())
     tensors = [*made.values(), *outputs]
     total = sum(_bytes(t) for t in tensors)

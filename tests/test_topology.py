@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
-from models import tiny_config
+from models import RANKED, tiny_config
 
+import glmc
 from glmc.errors import UnknownName, UsageError
 from glmc.program import Program, Region, Step
 from glmc.survey import survey
-from glmc.target import named
-from glmc.topology import LINKS, Link, Rank, cost_of, link, predict
+from glmc.target import LINKS, Link, named
+from glmc.topology import Rank, cost_of, link, predict
 
 LAYER = Region.parse('''
 def layer_1(
@@ -102,3 +104,26 @@ def test_links_have_names():
     assert link("nvlink-4") is LINKS["nvlink-4"]
     with pytest.raises(UnknownName):
         link("string")
+
+
+@pytest.mark.parametrize("variant", ["glm4_moe-ranks", "glm4-ranks"])
+def test_a_plan_foretells_stages_of_ranks(variant, tmp_path):
+    family, changes = RANKED[variant]
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(family, **changes)))
+    found = glmc.plan(tmp_path, ranks=2, link="nvlink-4").forecast
+    assert [row["mode"] for row in found["stages"]] == ["tensor_parallel"] * 2
+    prompt, token = found["stages"]
+    assert prompt["seconds"] > token["seconds"] > 0
+    assert glmc.plan(tmp_path).forecast is None
+    with pytest.raises(UsageError) as refused:
+        glmc.plan(tmp_path, ranks=7)
+    assert "1, 2" in str(refused.value.expected)
+
+
+def test_a_published_model_is_foretold_faster_on_more_ranks(tmp_path):
+    config = json.loads((Path(__file__).parents[1] / "bench" / "configs" / "glm-4.5-air.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    times = [glmc.plan(tmp_path, target="cuda:sm_90", ranks=n, link="nvlink-4").forecast["stages"] for n in (2, 8)]
+    for two, eight in zip(*times, strict=True):
+        assert two["one_rank_seconds"] == eight["one_rank_seconds"] > two["seconds"]
+    assert times[0][0]["seconds"] > times[1][0]["seconds"]

@@ -39,7 +39,8 @@ def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
         show.console().print(
             _summary(opened, programs[MAIN]),
             show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
-            _regions(programs), *_notes(ledger["notes"]), *_kernels(opened), *_forms(opened, proofs), *_pieces(proofs),
+            _regions(programs), *_notes("notes", ledger["notes"]), *_notes("over ranks", ledger.get("ranks", [])),
+            *_kernels(opened), *_forms(opened, proofs), *_pieces(proofs),
             *show.ledger(ledger["ledger"]),
             proofs_table(proofs["proofs"]))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
@@ -119,15 +120,16 @@ def _programs(opened: Artifact) -> dict[str, Program]:
     return read(opened.json("program.json"), lambda name: opened.read(f"regions/{name}.region").decode())
 
 
-def _notes(notes: list[str]) -> list[Table]:
+def _notes(title: str, notes: list[str]) -> list[Table]:
     """What was said while compiling, such as why a part runs on another engine; none where nothing was."""
-    return [show.rows("notes", ("note",), [(note,) for note in notes])] if notes else []
+    return [show.rows(title, ("note",), [(note,) for note in notes])] if notes else []
 
 
 def _regions(programs: dict[str, Program]) -> Table:
     calls = Counter(step.region for program in programs.values() for step in program.steps)
-    return show.rows("regions", ("region", "part", "calls", "inputs", "weights", "steps inside"),
-                     [(name, f"{part} ({program.engine})" if program.engine else part, calls[name], len(region.inputs),
+    return show.rows("regions", ("region", "part", "over ranks", "calls", "inputs", "weights", "steps inside"),
+                     [(name, f"{part} ({program.engine})" if program.engine else part, program.mode, calls[name],
+                       len(region.inputs),
                        sum(role == "weight" for _, role, _ in region.inputs), len(region.body) - 1)
                       for part, program in programs.items() for name, region in program.regions.items()])
 

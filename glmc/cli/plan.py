@@ -6,22 +6,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 import glmc
 from glmc.cli import arguments, show
 from glmc.cli.outcome import outcome
 from glmc.cli.progress import progress
+from glmc.target import LINKS
 
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder or a config.json.",
                                         show_default=False)]
 
 
-def plan(source: Source, target: arguments.TargetName = "cpu", json: arguments.Json = False) -> None:
+Ranks = Annotated[int, typer.Option("--ranks", metavar="N", help="Foretell what each stage takes on so many ranks.")]
+LinkName = Annotated[str, typer.Option("--link", metavar="L", help=f"What is between them: one of {', '.join(LINKS)}.")]
+
+
+def plan(source: Source, target: arguments.TargetName = "cpu", ranks: Ranks = 1, link: LinkName = "loopback",
+         json: arguments.Json = False) -> None:
     """Say what would be compiled: ledger, parameters, memory, roofline. Reads no weights."""
     arguments.target_name(target)
     arguments.existing(source)
     with outcome() as made, progress() as report:
-        made.finished = glmc.plan(source, target=target, progress=report)
+        made.finished = glmc.plan(source, target=target, progress=report, ranks=ranks, link=link)
     answer = made.finished
     if json:
         show.data({**answer.to_json(), **made.told()})
@@ -39,7 +46,7 @@ def plan(source: Source, target: arguments.TargetName = "cpu", json: arguments.J
         "roofline": f"{roofline['tokens_per_second']:g} tokens/s on {roofline['target']}, "
                     f"{show.bytes_text(roofline['bytes_per_token'])} read a token",
         **_media(answer.media),
-    }), *show.ledger(answer.ledger.to_json()))
+    }), *_forecast(answer.forecast), *show.ledger(answer.ledger.to_json()))
     for note in answer.notes:
         show.talk(f"note: {show.terminal_safe(note)}")
     made.leave()
@@ -53,3 +60,12 @@ def _media(found: dict[str, Any] | None) -> dict[str, str]:
                              f"{show.bytes_text(image['bytes'])} while it is seen",
             "largest video": f"{video['frames']} frames, {video['tokens']:,} tokens, with times and marks at most "
                              f"{video['text_tokens']:,}, {show.bytes_text(video['bytes'])} while it is seen"}
+
+
+def _forecast(found: dict[str, Any] | None) -> list[Table]:
+    if found is None:
+        return []
+    rows = [(row["stage"], row["mode"], f"{row['one_rank_seconds']:.3g} s", f"{row['seconds']:.3g} s", row["bound"])
+            for row in found["stages"]]
+    return [show.rows(f"foretold, not measured: {found['ranks']} ranks over {found['link']}",
+                      ("stage", "over ranks", "one rank", f"{found['ranks']} ranks", "bound"), rows)]

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from glmc.artifact import Artifact
-from glmc.errors import NumericError, RequestOutOfBounds, UsageError
+from glmc.errors import IncompatibleArtifact, NumericError, RequestOutOfBounds, UsageError
+from glmc.program import PICTURE_MODES
 from glmc.runtime.by_region import ANY, stage_of
 from glmc.runtime.image import glyphs
 from glmc.runtime.image import prior as first
@@ -47,6 +48,11 @@ class ImageModel:
     def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
                  sharing: Sharing | None = None) -> None:
         self.model = Model(artifact, device, threads)
+        said = {name: program.mode for name, program in self.model.programs.items()}
+        if said != PICTURE_MODES:
+            raise IncompatibleArtifact("the parts run over ranks in other ways than this version has them", field="mode",
+                                       file=artifact.folder, expected=PICTURE_MODES, found=said,
+                                       hint="compile it again with this version")
         self.artifact, self.device, self.timings = artifact, self.model.device, self.model.timings
         self.sizes = artifact.manifest["dims"]["pictures"]
         self.dtype = getattr(torch, artifact.manifest["dtype"])

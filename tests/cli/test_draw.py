@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import glmc
 from glmc.cli.main import app
+from glmc.errors import IncompatibleArtifact
+from glmc.runtime.image import pipeline
 from glmc.runtime.image.pipeline import ImageModel
 from glmc.runtime.image.prior import Prior
 
@@ -95,7 +97,18 @@ def test_a_file_that_is_there_is_left_alone(drawing, tmp_path):
 
 def test_inspect_shows_the_parts(drawing):
     told = json.loads(call("inspect", drawing, "--json").stdout)
-    assert {"dit", "glyph", "vae_decode", "vae_encode"} <= set(told["program"]["stages"])
+    stages = told["program"]["stages"]
+    assert {name: stages[name]["mode"] for name in stages if "mode" in stages[name]} == {
+        "vision": "main_rank_then_broadcast", "vq": "main_rank_then_broadcast", "dit": "sequence_parallel",
+        "vae_decode": "main_rank_only"}
+    assert {"glyph", "vae_encode"} <= set(stages)
+    assert told["program"]["mode"] == "main_rank_then_broadcast"
+
+
+def test_parts_that_run_otherwise_over_ranks_are_refused(drawing, monkeypatch):
+    monkeypatch.setattr(pipeline, "PICTURE_MODES", {**pipeline.PICTURE_MODES, "dit": "replicated"})
+    with pytest.raises(IncompatibleArtifact, match="over ranks"):
+        glmc.load(drawing)
     assert told["program"]["stages"]["dit"]["mode"] == "sequence_parallel"
     assert told["broken"] == []
     assert "dit_layer_" in call("inspect", drawing).stdout

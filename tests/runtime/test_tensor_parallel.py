@@ -118,9 +118,9 @@ def test_other_numbers_are_refused_with_those_that_would_do(variant, size, able,
 
 
 def test_why_a_model_is_not_cut_is_told():
-    notes = json.loads((models.made("glm4_moe-odd").out / "ledger.json").read_text())["notes"]
+    notes = json.loads((models.made("glm4_moe-odd").out / "ledger.json").read_text())["ranks"]
     assert any("several ranks cannot run this model: no number of them divides 1, 5" in note for note in notes)
-    notes = json.loads((models.made("glm4-ranks", max_batch=2).out / "ledger.json").read_text())["notes"]
+    notes = json.loads((models.made("glm4-ranks", max_batch=2).out / "ledger.json").read_text())["ranks"]
     assert any("the head is whole on every rank" in note for note in notes)
 
 
@@ -130,7 +130,7 @@ def test_groups_of_quantised_inputs_are_not_cut(tmp_path):
     with pytest.raises(UsageError) as fault:
         load(tmp_path / "m.glmc", ranks=ranks.threads(2)[0])
     assert fault.value.expected == "1"
-    notes = json.loads((tmp_path / "m.glmc" / "ledger.json").read_text())["notes"]
+    notes = json.loads((tmp_path / "m.glmc" / "ledger.json").read_text())["ranks"]
     assert any("a cut goes through groups of quantised inputs" in note for note in notes)
 
 
