@@ -107,10 +107,10 @@ def test_inspect_shows_the_parts(drawing):
     assert "dit_layer_" in call("inspect", drawing).stdout
 
 
-def test_parts_that_run_otherwise_over_ranks_are_refused(drawing, monkeypatch):
+def test_parts_that_run_otherwise_over_ranks_are_refused(monkeypatch):
     monkeypatch.setattr(pipeline, "PICTURE_MODES", {**pipeline.PICTURE_MODES, "dit": "replicated"})
     with pytest.raises(IncompatibleArtifact, match="over ranks"):
-        glmc.load(drawing)
+        ImageModel(picturing.made().model.artifact)
 
 
 @pytest.mark.parametrize("words", [["--size", "64x32"], ["-o", "x.png"], ["--steps", "3"], ["--guidance", "2"]])
