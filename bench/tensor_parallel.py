@@ -2,7 +2,8 @@
 
     python bench/tensor_parallel.py [--quant none] [--layers 12] [--rounds 5] [--out FILE]
 
-The ranks are processes over gloo. A sample is the seconds of one prompt of 256 tokens, and of a token decoded after it.
+The ranks are processes over gloo, with every check of `glmc run --ranks`. A sample is the seconds of one prompt of 256
+tokens, and of a token decoded after it.
 """
 
 from __future__ import annotations
@@ -11,45 +12,28 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from checkpoints import GLM4_220M, write
+from rank_processes import Contender
 from report import Report, default_out
-from torch import distributed as world
 
 import glmc
-from glmc.runtime.ranks import Alone
+from glmc.runtime.ranks import Ranks
 
 HOW = ("A GLM-4 of random weights; the contenders take turns in rounds, each in processes of its own that wait in between; a "
        "sample is the median of a round's tokens, ratios are of medians")
 PROMPT, TOKENS = 256, 24
 
 
-class Gloo(Alone):
-    """One of several processes."""
-
-    def __init__(self, rank: int, size: int, place: str) -> None:
-        world.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size)
-        self.rank, self.size = rank, size
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        world.all_reduce(tensor)
-        return tensor
-
-    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        world.all_gather(parts, tensor)
-        return torch.cat(parts, dim)
-
-
-def serve(rank: int, size: int, threads: int, place: str, out: str, asked: Any, told: Any) -> None:
-    """Loads, then answers each request with the seconds of a prompt and of a token."""
-    model = glmc.load(out, threads=threads, ranks=Gloo(rank, size, place) if size > 1 else None)
+def opened(ranks: Ranks, threads: int, out: str) -> Callable[[], tuple[float, float]]:
+    """Seconds of a prompt and of a token after it."""
+    model = glmc.load(out, threads=threads, ranks=ranks)
     ids = torch.randint(2, model.dims["vocabulary"], (PROMPT,), generator=torch.Generator().manual_seed(1)).tolist()
-    told.put("ready")
-    while asked.get():
+
+    def sample() -> tuple[float, float]:
         began = time.perf_counter()
         token = int(model.extend(0, ids, 0)[0, -1].argmax())
         prompt, each = time.perf_counter() - began, []
@@ -57,34 +41,9 @@ def serve(rank: int, size: int, threads: int, place: str, out: str, asked: Any, 
             began = time.perf_counter()
             token = int(model.advance(torch.tensor([[token]]), torch.tensor([[at]]))[0, -1].argmax())
             each.append(time.perf_counter() - began)
-        told.put((prompt, statistics.median(each)))
+        return prompt, statistics.median(each)
 
-
-class Contender:
-    """Processes that run a model together."""
-
-    def __init__(self, ranks: int, threads: int, out: Path, scratch: Path) -> None:
-        context = torch.multiprocessing.get_context("spawn")
-        self.lines = [(context.Queue(), context.Queue()) for _ in range(ranks)]
-        place = str(scratch / f"meet-{ranks}-{threads}")
-        self.processes = [context.Process(target=serve, args=(rank, ranks, threads, place, str(out), *self.lines[rank]))
-                          for rank in range(ranks)]
-        for process in self.processes:
-            process.start()
-        for _, told in self.lines:
-            told.get(timeout=300)
-
-    def sample(self) -> tuple[float, float]:
-        for asked, _ in self.lines:
-            asked.put(True)
-        found = [told.get(timeout=300) for _, told in self.lines]
-        return max(p for p, _ in found), max(t for _, t in found)
-
-    def end(self) -> None:
-        for asked, _ in self.lines:
-            asked.put(False)
-        for process in self.processes:
-            process.join(30)
+    return sample
 
 
 def main() -> None:
@@ -100,13 +59,15 @@ def main() -> None:
         scratch = Path(folder)
         write(scratch / "checkpoint", {**GLM4_220M, "num_hidden_layers": told.layers})
         glmc.compile(scratch / "checkpoint", scratch / "model.glmc", quant=told.quant, max_len=512)
-        contenders = {name: Contender(ranks, threads, scratch / "model.glmc", scratch) for name, ranks, threads in (
-            ("1 rank, 1 thread", 1, 1), ("1 rank, 2 threads", 1, 2), ("2 ranks, 1 thread each", 2, 1))}
+        out = str(scratch / "model.glmc")
+        contenders = {name: Contender(ranks, threads, scratch / f"{ranks}-{threads}", opened, out)
+                      for name, ranks, threads in (("1 rank, 1 thread", 1, 1), ("1 rank, 2 threads", 1, 2),
+                                                   ("2 ranks, 1 thread each", 2, 1))}
         for number in range(told.rounds + 1):
             for name, contender in contenders.items():
                 sample = contender.sample()
                 if number:  # the first only warms
-                    found.setdefault(name, []).append(sample)
+                    found.setdefault(name, []).append((max(p for p, _ in sample), max(t for _, t in sample)))
         for contender in contenders.values():
             contender.end()
     medians = {name: [statistics.median(column) for column in zip(*samples, strict=True)] for name, samples in found.items()}
