@@ -37,9 +37,12 @@ CHECKS: dict[str, tuple[str, str]] = {
 F, K, T = "passes/fusions/", "glmc/kernels/", "passes/tidy/"
 MUTANTS: tuple[tuple[str, str, str, str, str], ...] = (
     # References: the kernels and the golden vectors hold them.
-    ("wrong eps", F + "rms_norm.py", "variance + eps", "variance + 2 * eps", "finds:rms_norm"),
-    ("eps left out", F + "rms_norm.py", "torch.rsqrt(variance + eps)", "torch.rsqrt(variance)", "finds:rms_norm"),
-    ("mean for sum", F + "rms_norm.py", ".mean(-1, keepdim=True)", ".sum(-1, keepdim=True)", "kernel:rms_norm"),
+    ("wrong eps", F + "rms_norm.py", "(wide * torch.rsqrt(variance + eps))",
+     "(wide * torch.rsqrt(variance + 2 * eps))", "finds:rms_norm"),
+    ("eps left out", F + "rms_norm.py", "(wide * torch.rsqrt(variance + eps))",
+     "(wide * torch.rsqrt(variance))", "finds:rms_norm"),
+    ("mean for sum", F + "rms_norm.py", "wide.pow(2).mean(-1, keepdim=True)",
+     "wide.pow(2).sum(-1, keepdim=True)", "kernel:rms_norm"),
     ("missing cast", F + "rms_norm.py", "wide = x.to(torch.float32)", "wide = x", "values:rms_norm"),
     ("wrong sign", F + "add_rms_norm.py", "residual + x\n    return", "residual - x\n    return", "kernel:add_rms_norm"),
     ("wrong output", F + "add_rms_norm.py", "eps=eps), total", "eps=eps), residual", "kernel:add_rms_norm"),

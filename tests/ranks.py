@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import distributed as world
 
-from glmc.runtime.ranks import Alone
 from glmc.runtime.session import load
+from glmc.runtime.world import World
 
 
 class Threads:
@@ -68,25 +68,13 @@ def together(ranks: list[Any], work: Callable[[Any], Any]) -> list[Any]:
     return [future.result() for future in futures]
 
 
-class Process(Alone):
-    """One of several ranks that are processes, over gloo."""
-
-    def __init__(self, rank: int, size: int, place: Any) -> None:
-        """place: a file that is not there yet, the same for all."""
-        world.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size)
-        self.rank, self.size = rank, size
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        world.all_reduce(tensor)
-        return tensor
-
-    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        world.all_gather(parts, tensor)
-        return torch.cat(parts, dim)
-
-
 def process(rank: int, place: Any, out: Any, ids: list[int], told: Any) -> None:
     """The main of one of two processes: puts the logits of a prompt, as lists, into the queue `told`."""
-    model = load(out, threads=1, ranks=Process(rank, 2, place))
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    world = World.open(60.0, place)
+    model = load(out, threads=1, ranks=world)
     told.put(model.logits(torch.tensor([ids])).tolist())
+    told.close()
+    told.join_thread()
+    world.close()
+    os._exit(0)  # gloo would abort a process that ends by itself

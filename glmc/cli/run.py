@@ -62,11 +62,11 @@ def run(ctx: typer.Context, out: arguments.Out, prompt: Prompt, max_new_tokens: 
         temperature = 1.0 if top_p != 1.0 or top_k else 0.0
     asked: dict[str, Any] = {
         "prompt": prompt, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-        "repetition_penalty": repetition_penalty, "seed": seed, "raw": raw, "images": [*map(str, image or ())],
-        "videos": [*map(str, video or ())], "fps": fps, "video_max_tokens": video_max_tokens}
+        "repetition_penalty": repetition_penalty, "seed": seed, "raw": raw, "images": image or (),
+        "videos": video or (), "fps": fps, "video_max_tokens": video_max_tokens}
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the text alone
         pieces: Any = (glmc.load(out, device=device).generate(**asked, stream=True) if ranks == 1 else
-                       Supervised(out, asked, ranks, deadline, device))
+                       Supervised(out, _told(asked), ranks, deadline, device))
     escape = sys.stdout.isatty()
     for piece in pieces:
         if not json and piece:
@@ -83,6 +83,11 @@ def run(ctx: typer.Context, out: arguments.Out, prompt: Prompt, max_new_tokens: 
     for note in answer.notes:
         show.talk(f"note: {show.terminal_safe(note)}")
     show.talk(_summary(answer))
+
+
+def _told(asked: dict[str, Any]) -> dict[str, Any]:
+    """A request as other processes are told it."""
+    return {**asked, "images": [*map(str, asked["images"])], "videos": [*map(str, asked["videos"])]}
 
 
 def _summary(answer: Generation) -> str:

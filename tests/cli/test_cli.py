@@ -175,7 +175,7 @@ def test_a_closed_pipe_is_quiet(words, code):
 
 # --- plan, compile, run -------------------------------------------------------------------------------------------
 
-def planned(source, target, progress):
+def planned(source, target, progress, ranks=1, link="loopback"):
     """Stands for glmc.plan: reports stages, and prints what it should not."""
     progress("trace", 0, 1)
     progress("trace", 1, 1)
@@ -187,7 +187,9 @@ def planned(source, target, progress):
         memory={"weights_bytes": 2048, "kv_bytes_per_token": 64, "peak_bytes": 1 << 20},
         roofline={"target": target, "bytes_per_token": 2048, "tokens_per_second": 10.5}, to_json=lambda: facts,
         media={"image": {"height": 56, "width": 84, "tokens": 6, "bytes": 4096},
-               "video": {"frames": 8, "tokens": 40, "text_tokens": 99, "bytes": 8192}})
+               "video": {"frames": 8, "tokens": 40, "text_tokens": 99, "bytes": 8192}},
+        forecast={"ranks": ranks, "link": link, "stages": [
+            {"stage": "a token", "mode": "tensor_parallel", "seconds": 0.5, "one_rank_seconds": 1, "bound": "memory"}]})
 
 
 def test_a_broken_promise_is_told_beside_the_plan(monkeypatch, checkpoint):

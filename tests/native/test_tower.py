@@ -67,7 +67,7 @@ def interpreted(program: Program, weights: dict[str, torch.Tensor], given: dict[
                for n, t in given.items()}
     for step in program.steps:
         region = program.regions[step.region]
-        region = proving._widened(region) if wide else region
+        region = proving.widened(region) if wide else region
         values |= zip(step.outputs, Bound(region, "cpu")(*[values[n] for n in step.inputs]), strict=True)
     return values[program.logits].float()
 

@@ -13,7 +13,7 @@ import torch
 
 import glmc
 from glmc.errors import UsageError
-from glmc.runtime import ranked, whole
+from glmc.runtime import share, whole
 from glmc.runtime.ranks import Alone
 from glmc.runtime.session import load
 
@@ -94,8 +94,8 @@ def test_each_rank_has_its_share_of_weights_and_of_the_cache():
     all_ = {name: w.numel() for name, w in made.session.weights.items()}
     cut = sum(n for name, n in all_.items() if any(part in name for part in ("_proj", "lm_head")))
     assert mine == [sum(all_.values()) - cut + cut // 4] * 4
-    share = ranked.Share(made.session.artifact, made.session.programs, {}, ranks.threads(4)[1])
-    assert share.nbytes == 4 * mine[1]
+    own = share.Share(made.session.artifact, made.session.programs, {}, ranks.threads(4)[1])
+    assert own.nbytes == 4 * mine[1]
     (group,) = {tuple(t.shape) for t in loaded(made.out, 4)[3].runner.cache.whole.values()}
     assert group[2] == 1
 
@@ -136,7 +136,7 @@ def test_groups_of_quantised_inputs_are_not_cut(tmp_path):
 
 def test_the_compiled_engine_runs_on_one_rank():
     with pytest.raises(UsageError, match="aoti runs on one rank"):
-        ranked.open_placement(SimpleNamespace(manifest={"engine": "aoti"}), 2)
+        share.open_placement(SimpleNamespace(manifest={"engine": "aoti"}), 2)
 
 
 def test_one_rank_runs_the_uncut_program():
