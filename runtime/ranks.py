@@ -29,8 +29,11 @@ class Ranks(Protocol):
         """The sum of all ranks' tensors, of one shape and dtype, with the same bits on each; may be `tensor` itself."""
         ...
 
-    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """All ranks' tensors, of one shape and dtype, one after another along `dim`."""
+    def all_gather(self, tensor: torch.Tensor, dim: int, alike: int = 0) -> torch.Tensor:
+        """All ranks' tensors, of one shape and dtype, one after another along `dim`.
+
+        alike: so many first entries along `dim` are the same on all ranks, and come once.
+        """
         ...
 
     def main_then_broadcast(self, stage: str, run: Callable[[], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -53,7 +56,7 @@ class Alone:
         """`tensor`."""
         return tensor
 
-    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    def all_gather(self, tensor: torch.Tensor, dim: int, alike: int = 0) -> torch.Tensor:
         """`tensor`."""
         return tensor
 

@@ -59,8 +59,5 @@ class Gather:
 
     def __call__(self, step: Step, given: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         """given: one tensor. Raises RankError."""
-        if self.ranks.size == 1:
-            return given
-        (tensor,), dim, alike = given, int(step.fixed["dim"]), self.letters[str(step.fixed["after"])]
-        first, own = tensor.split([alike, tensor.shape[dim] - alike], dim)
-        return [torch.cat([first, self.ranks.all_gather(own.contiguous(), dim)], dim)]
+        (tensor,), dim = given, int(step.fixed["dim"])
+        return [self.ranks.all_gather(tensor, dim, self.letters[str(step.fixed["after"])])]
