@@ -88,7 +88,7 @@ class Collectives:
         return torch.cat([first, *self._gathered(own)], dim) if whole is None else whole
 
     def _whole(self, first: torch.Tensor, own: torch.Tensor, dim: int) -> torch.Tensor | None:
-        """What two ranks gather, each share received where it belongs; None where they do not lie in one piece, or are small."""
+        """What two ranks gather, each share received where it belongs; None where they lie in several pieces, or are small."""
         count = own.shape[dim]
         if self.size != 2 or own.nbytes <= INLINE or math.prod(own.shape[:dim]) != 1:
             return None
