@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from glmc.errors import RequestOutOfBounds
 from glmc.runtime.image.plan import Rows
 
+RECORDED = load_file(Path(__file__).parents[2] / "data" / "sglang" / "glm_image.safetensors")
+SHARDS = [(name, *map(int, found.groups())) for name in RECORDED
+          if (found := re.fullmatch(r"shard_(?:latents|rotary\.S\d+_D\d+)\.sp(\d+)\.rank(\d+)", name))]
 
 @pytest.mark.parametrize(("total", "ranks"), [(4, 1), (4, 2), (8, 4), (6, 3)])
 def test_shares_are_the_whole_again(total, ranks):
@@ -25,3 +32,16 @@ def test_rows_that_do_not_divide_are_refused_with_heights_that_do(total, ranks, 
         Rows(total, ranks)
     assert fault.value.field == "height"
     assert near in str(fault.value.expected)
+
+
+@pytest.mark.parametrize(("name", "ranks", "rank"), SHARDS)
+def test_shares_are_sglangs_where_rows_divide(name, ranks, rank):
+    """It pads tables with their last row and latents with zeros where they do not; those are refused here."""
+    whole = RECORDED[re.sub(r"sp\d+\.rank\d+", "in", name)]
+    dim, patch = (2, 2) if "latents" in name else (0, 1)
+    total = whole.shape[dim] // patch
+    if total % ranks:
+        with pytest.raises(RequestOutOfBounds):
+            Rows(total, ranks)
+    else:
+        assert torch.equal(Rows(total, ranks).cut(whole, dim, rank), RECORDED[name])
