@@ -124,7 +124,7 @@ def cost_of(region: Region, letters: Mapping[str, int]) -> Cost:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), config.patch(meta_nonzero_assume_all_nonzero=True):
         outputs = Bound(region, "cpu", "meta")(*made.values())
     tensors = [*made.values(), *outputs]
-    total = sum(_bytes(t) for t in tensors)
+    total = float(sum(_bytes(t) for t in tensors))
     for name, role, _ in region.inputs:
         tensor = made[name]
         if role != "weight" or not tensor.dim():

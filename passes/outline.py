@@ -70,8 +70,8 @@ class _Outliner:
 
     def _moves(self, exchange: fx.Node) -> list[Step]:
         """The steps that an exchange of keys and values stands for: all ranks' are joined, then those of images before."""
-        given: Any = exchange.args[:2]
-        _, _, _, dim, after, layer = exchange.args
+        args: Any = exchange.args
+        given, (dim, after, layer) = args[:2], args[3:]
         steps, joined = [], []
         for node in given:
             joined.append(self._named((exchange, node)))

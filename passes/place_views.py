@@ -95,8 +95,8 @@ def _slice(site: Site, x: Value, dim: int, start: int, stop: int, step: int) -> 
 def _view(site: Site, x: Value, sizes: list[Any]) -> Value:
     if x.cut:
         raise site.refuse("a view of a part", x)
-    letters = tuple(s if isinstance(s, int | str) else None for s in sizes)
-    return x.like(None if None in letters or -1 in letters else letters)
+    letters = tuple(s for s in sizes if isinstance(s, int | str))
+    return x.like(None if len(letters) < len(sizes) or -1 in letters else letters)
 
 
 @rule("aten.sym_size.int")

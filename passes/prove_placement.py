@@ -108,8 +108,8 @@ class _Replay:
             if held[0].shape != whole[name].shape:  # heads of a cache
                 held = [torch.cat(held, -2)]
             scale = max(float(whole[name].abs().max()), 1e-6)
-            for one in held:
-                gap = (one - whole[name]).abs()
+            for made in held:
+                gap = (made - whole[name]).abs()
                 errors.append(math.inf if gap.isnan().any() else float(gap.max()) / scale)
         return max(errors)
 

@@ -6,6 +6,7 @@ Whatever happens, it says what and leaves at once with a code of its own: gloo w
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -69,10 +70,8 @@ def _work(given: argparse.Namespace, report: Report, deadline: float, rank: int,
     from glmc.runtime.world import World, is_main
 
     artifact = Artifact.open(given.out)
-    if artifact.manifest["dims"].get("pictures") is None:
-        from glmc.runtime import ranked
-    else:
-        from glmc.runtime.image import ranked
+    pictures = artifact.manifest["dims"].get("pictures") is not None
+    ranked: Any = importlib.import_module("glmc.runtime.image.ranked" if pictures else "glmc.runtime.ranked")
     request = ranked.Request(**json.loads(given.request)) if given.request else ranked.Request.of(given)
     fault = Fault.asked()
     if fault and fault.rank == rank:

@@ -97,7 +97,7 @@ class Collectives:
         _, *shares = whole.split([first.shape[dim], count, count], dim)
         whole.narrow(dim, 0, first.shape[dim]).copy_(first)
         shares[self.rank].copy_(own)
-        self.exchange.trade(*(checksum.flat_bytes(shares[rank]) for rank in (self.rank, 1 - self.rank)), self.stage)
+        self.exchange.trade(checksum.flat_bytes(shares[self.rank]), checksum.flat_bytes(shares[1 - self.rank]), self.stage)
         return whole
 
     def _gathered(self, tensor: torch.Tensor) -> list[torch.Tensor]:

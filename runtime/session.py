@@ -76,7 +76,7 @@ class Model:
         if share is not None:
             self.programs, self.kept = {**self.programs, MAIN: share.program}, share.kept
         self.program = program = self.programs[MAIN]
-        self.device = open_device(artifact, device, cache_bytes(program, manifest), share and share.nbytes)
+        self.device = open_device(artifact, device, cache_bytes(program, manifest), None if share is None else share.nbytes)
         if self.device.stale:
             warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
         opened = time.perf_counter()

@@ -65,8 +65,11 @@ def run(ctx: typer.Context, out: arguments.Out, prompt: Prompt, max_new_tokens: 
         "repetition_penalty": repetition_penalty, "seed": seed, "raw": raw, "images": image or (),
         "videos": video or (), "fps": fps, "video_max_tokens": video_max_tokens}
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the text alone
-        pieces: Any = (glmc.load(out, device=device).generate(**asked, stream=True) if ranks == 1 else
-                       Supervised(out, _told(asked), ranks, deadline, device))
+        if ranks == 1:
+            model: Any = glmc.load(out, device=device)
+            pieces: Any = model.generate(**asked, stream=True)
+        else:
+            pieces = Supervised(out, _told(asked), ranks, deadline, device)
     escape = sys.stdout.isatty()
     for piece in pieces:
         if not json and piece:

@@ -13,7 +13,7 @@ from glmc.runtime.image.kv import Past
 from glmc.runtime.image.plan import Rows
 from glmc.runtime.image.sizes import PATCH
 from glmc.runtime.ranks import Alone, Ranks
-from glmc.runtime.steps import Steps
+from glmc.runtime.steps import Move, Steps
 from glmc.runtime.transfer import to_device
 
 
@@ -41,7 +41,7 @@ class Denoiser:
             "timestep": torch.tensor([time], dtype=torch.float32), "size": self._size(tokens, past),
             "crop": torch.zeros(1, 2), "rows": rows.numbers(ranks.rank), "columns": torch.arange(tokens.shape[1])}
         given = {f"input:{name}": to_device(tensor, self.device.torch) for name, tensor in named.items()}
-        moves = {"past": past, "all_gather": Gather(ranks, {"T": text.shape[1]})}
+        moves: dict[str, Move] = {"past": past, "all_gather": Gather(ranks, {"T": text.shape[1]})}
         with torch.no_grad():
             return rows.joined(self.steps.run(ANY, given, True, moves), 2, ranks).float()
 
