@@ -1,7 +1,7 @@
 """One rank runs a stage and the others receive what came of it: named tensors, or the error.
 
 The status comes first, in the header of the swap, and whatever can fail on the sender has happened by then: running, checking
-and listing the tensors. Receivers allocate from the list after its bounds were checked. Up to 32 KiB all of it is one swap.
+and listing the tensors. Receivers allocate from the list after its bounds were checked. Up to 16 KiB all of it is one swap.
 More goes in pieces by gloo's own broadcast; each side adds a piece up while the next is under way; last the sums are compared.
 """
 

@@ -2,7 +2,7 @@
 
 Every call begins with a swap of frames (`glmc.runtime.exchange`) whose headers must be equal: run, stage, how many stages and
 calls there were, operation, dtype and shape. A rank that leaves out a call is thus found at the next call that differs, at the
-latest when the stage ends, which is before an answer is released; another dtype or shape is found at once. Up to 32 KiB the
+latest when the stage ends, which is before an answer is released; another dtype or shape is found at once. Up to 16 KiB the
 tensor travels in the frame, so that the check costs little beside it. Tensors of a device go over the device's own group, and
 what was called there is compared at the end of the stage.
 """

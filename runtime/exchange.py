@@ -16,7 +16,7 @@ from glmc.runtime.rank_fault import RankFault
 
 BODY = -(-HEADER // 64) * 64
 """Where the inline part of a frame begins, aligned for any dtype."""
-INLINE = 1 << 15
+INLINE = 1 << 14
 """The most bytes that travel in the frame itself."""
 FRAME = BODY + INLINE
 HUB = 0
@@ -64,7 +64,7 @@ class Exchange:
         room = self._next
         own = room if self.rank == HUB else self._own
         self.outgoing, self.mine = own.tensors[0], own.frames[0]
-        sources = [(i, room.tensors[i]) for i in self._peers] if self.rank == HUB else [(HUB, room.whole)]
+        sources = [(i, room.tensors[i]) for i in self._peers] if self.rank == HUB else [(HUB, self._from_hub(room))]
         self._coming = [(i, self._begin(self.group.recv, tensor, i, _TAG, stage)) for i, tensor in sources]
 
     def swap(self, stage: str) -> None:
@@ -76,14 +76,20 @@ class Exchange:
         targets = self._peers if self.rank == HUB else [HUB]
         if self.rank == HUB:
             self._arrive(stage)
-        sent = [(i, self._begin(self.group.send, self._next.whole if self.rank == HUB else self.outgoing, i, _TAG, stage))
-                for i in targets]
+        mine = self._from_hub(self._next) if self.rank == HUB else self.outgoing
+        sent = [(i, self._begin(self.group.send, mine, i, _TAG, stage)) for i in targets]
         for i, work in sent:
             self.wait(work, i, stage)
         if self.rank != HUB:
             self._arrive(stage)
+            if not self._peers[1:]:
+                self._next.tensors[self.rank].copy_(self.outgoing)
         self._here, self._next = self._next, self._here
         self._await(stage)
+
+    def _from_hub(self, room: _Room) -> torch.Tensor:
+        """What HUB sends: all frames, or to the only other one its own."""
+        return room.whole if self._peers[1:] else room.tensors[HUB]
 
     def _arrive(self, stage: str) -> None:
         for i, work in self._coming:
@@ -137,7 +143,7 @@ class Exchange:
         """Let the others know why this rank stops, without waiting for them: as a note, and as its part of their next swap."""
         try:
             self.store.set(f"fault/{self.members[self.rank]}", encode_object(fault.to_json()))
-            tensor = torch.zeros(FRAME if self.rank != HUB else FRAME * len(self.members), dtype=torch.uint8)
+            tensor = torch.zeros(FRAME if self.rank != HUB else len(self._from_hub(self._here)), dtype=torch.uint8)
             tensor[:len(frame)] = torch.frombuffer(bytearray(frame), dtype=torch.uint8)
             self._told = [(tensor, self.group.send([tensor], i, _TAG)) for i in self._peers]
         except RuntimeError as error:  # the others have gone, or their store has: they know already
