@@ -85,17 +85,22 @@ class ExplicitDenoiser(nn.Module):
 
 def build(config: dict[str, Any], dtype: torch.dtype, device: str = "meta") -> nn.Module:
     """The published class for the transformer's own config.json. Raises ConfigError, and UsageError without diffusers."""
+    return of_diffusers("GlmImageTransformer2DModel", config, dtype, device)
+
+
+def of_diffusers(name: str, config: dict[str, Any], dtype: torch.dtype, device: str, file: str = "config.json") -> nn.Module:
+    """A class of diffusers for its own config.json, which `file` is. Raises ConfigError, and UsageError without diffusers."""
     try:
-        from diffusers.models.transformers.transformer_glm_image import GlmImageTransformer2DModel
+        import diffusers
     except ImportError as error:
         raise UsageError("the published class of this model is in a package that is not installed", field="diffusers",
                          found=str(error), hint="pip install 'glmc[image]'") from error
     fields = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("torch_dtype", "dtype")}
     try:
         with torch.device(device):
-            model = GlmImageTransformer2DModel(**fields)
+            model = getattr(diffusers, name)(**fields)
     except (TypeError, ValueError) as error:
-        raise ConfigError("diffusers refuses this configuration", field="config.json", found=str(error)) from error
+        raise ConfigError("diffusers refuses this configuration", file=file, found=str(error)) from error
     return nn.Module.to(model, dtype).eval()  # the class of diffusers warns of a conversion that it does itself
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from glmc.errors import UsageError
 from glmc.program import MAIN, Program
 from glmc.survey import Survey
+from glmc.target import link
 from glmc.tensor_parallel import placed
-from glmc.topology import Rank, link, predict
+from glmc.topology import Rank, predict
 
 PROMPT, CONTEXT, SIDE = 1024, 1024, 1024
 """Tokens of the prompt, slots that a decoded token sees, and pixels of a side of the picture, for which times are told."""
@@ -54,5 +55,5 @@ def _share(surveyed: Survey, ranks: int) -> Program:
     if found is None or ranks not in found.degrees():
         able = () if found is None else found.degrees()
         raise UsageError("the model cannot be cut for so many ranks", field="ranks", found=ranks,
-                         expected=", ".join(map(str, [1, *able])), hint=notes[-1])
+                         expected=", ".join(map(str, [1, *able])), hint=None if able else notes[-1])
     return found.program.at(ranks)

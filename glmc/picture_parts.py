@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from glmc import dit_part
-from glmc.errors import ConfigError, UsageError
+from glmc.errors import ConfigError
 from glmc.parts import Part
 
 _MOST = 1 << 16
@@ -94,21 +94,11 @@ def build_encoder(config: dict[str, Any], dtype: torch.dtype, device: str = "met
 
 def build_vae(config: dict[str, Any], dtype: torch.dtype, device: str = "meta") -> nn.Module:
     """The published autoencoder for its folder's config.json. Raises ConfigError, and UsageError without diffusers."""
-    try:
-        from diffusers.models import AutoencoderKL
-    except ImportError as error:
-        raise UsageError("the published class of this model is in a package that is not installed", field="diffusers",
-                         found=str(error), hint="pip install 'glmc[image]'") from error
-    fields = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("torch_dtype", "dtype")}
-    try:
-        with torch.device(device):
-            model = AutoencoderKL(**fields)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("diffusers refuses this configuration", file="vae/config.json", found=str(error)) from error
+    model = dit_part.of_diffusers("AutoencoderKL", config, dtype, device, "vae/config.json")
     for module in model.modules():
         if type(module).__name__ == "Upsample2D" and getattr(module, "interpolate", False) and module.norm is None:
             module.forward = MethodType(_twice, module)
-    return nn.Module.to(model, dtype).eval()
+    return model
 
 
 def _twice(self: Any, hidden_states: torch.Tensor, output_size: None = None) -> torch.Tensor:

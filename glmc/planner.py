@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmc.checkpoint.components import read_config
+from glmc.errors import UsageError
 from glmc.forecast import forecast
 from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
@@ -15,6 +16,7 @@ from glmc.native.keep import forms
 from glmc.native.tower import Tower
 from glmc.runtime.media.settings import Settings
 from glmc.survey import Progress, Survey, survey
+from glmc.target import link as named_link
 from glmc.target import named
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int64": 8, "bool": 1}
@@ -88,6 +90,9 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
     Raises ConfigError, UnknownFamily, PromiseBroken, UnknownName, UsageError (ranks).
     """
     began = time.perf_counter()
+    if ranks < 1:
+        raise UsageError("the number of ranks is out of range", field="ranks", expected="at least 1", found=ranks)
+    named_link(link)  # refused now, and not after the trace
     settings = settings_of(source, read_config(source))
     surveyed = survey(source, named(target), dtype, progress)
     dims = surveyed.dims

@@ -60,6 +60,13 @@ LINKS = {
 """Name -> what its makers say it carries; gloo over loopback as measured (bench/results/broadcast.json)."""
 
 
+def link(name: str) -> Link:
+    """The link called `name`. Raises UnknownName."""
+    if name not in LINKS:
+        raise UnknownName("no link has this name", field="link", found=name, expected=", ".join(LINKS))
+    return LINKS[name]
+
+
 def named(name: str) -> Target:
     """The target called `name`, or the only one of its kind ("npu"). Raises UnknownName."""
     kind = [target for target in TARGETS.values() if target.name.partition(":")[0] == name]

@@ -15,10 +15,10 @@ import torch
 from torch.fx.experimental import _config as config
 from torch.utils.flop_counter import FlopCounterMode
 
-from glmc.errors import UnknownName, UsageError
+from glmc.errors import UsageError
 from glmc.program import Program, Region, Spec, Step
 from glmc.region import Bound
-from glmc.target import LINKS, Link
+from glmc.target import Link
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,6 @@ class Rank:
     flops: float
     bandwidth: float
     call: float = 0.0
-
-
-def link(name: str) -> Link:
-    """The link called `name`. Raises UnknownName."""
-    if name not in LINKS:
-        raise UnknownName("no link has this name", field="link", found=name, expected=", ".join(LINKS))
-    return LINKS[name]
 
 
 @dataclass(frozen=True)

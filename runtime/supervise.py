@@ -95,7 +95,7 @@ class Supervised:
     def __init__(self, out: Path, request: Mapping[str, Any], ranks: int, deadline: float, device: str | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if not 2 <= ranks <= 64:
-            raise UsageError("the number of ranks is out of range", field="ranks", expected="2 to 64", found=ranks)
+            raise UsageError("the number of ranks is out of range", field="ranks", expected="1 to 64", found=ranks)
         if not 1 <= deadline <= 86400:
             raise UsageError("the deadline is out of range", field="deadline", expected="1 to 86400 seconds", found=deadline)
         self.result: SimpleNamespace | None = None

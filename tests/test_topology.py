@@ -13,8 +13,8 @@ import glmc
 from glmc.errors import UnknownName, UsageError
 from glmc.program import Program, Region, Step
 from glmc.survey import survey
-from glmc.target import LINKS, Link, named
-from glmc.topology import Rank, cost_of, link, predict
+from glmc.target import LINKS, Link, link, named
+from glmc.topology import Rank, cost_of, predict
 
 LAYER = Region.parse('''
 def layer_1(
@@ -118,6 +118,14 @@ def test_a_plan_foretells_stages_of_ranks(variant, tmp_path):
     with pytest.raises(UsageError) as refused:
         glmc.plan(tmp_path, ranks=7)
     assert "1, 2" in str(refused.value.expected)
+
+
+@pytest.mark.parametrize(("asked", "field"), [({"ranks": 0}, "ranks"), ({"ranks": 2, "link": "string"}, "link")])
+def test_what_cannot_be_foretold_is_refused_before_the_trace(asked, field, monkeypatch):
+    monkeypatch.setattr("glmc.planner.survey", lambda *_: pytest.fail("it was traced"))
+    with pytest.raises(UsageError) as refused:
+        glmc.plan(Path(__file__).parents[1] / "bench" / "configs" / "glm-4.5-air.json", **asked)
+    assert refused.value.field == field
 
 
 def test_a_published_model_is_foretold_faster_on_more_ranks(tmp_path):

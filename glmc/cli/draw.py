@@ -64,6 +64,10 @@ def draw(out: Path, asked: dict[str, Any], ranks: int, deadline: float, device: 
                                            asked["seed"])
         told = {**written(made.image, place), "seed": made.seed, "timings": made.timings}
     else:
+        if height is not None:
+            from glmc.runtime.image.plan import check_rows
+
+            check_rows(height, ranks // 2 if asked["cfg"] else ranks)
         request = {**asked, "output": str(place.absolute()), "images": [str(image.absolute()) for image in asked["images"]]}
         run = Supervised(out, request, ranks, deadline, device)
         for _ in run:

@@ -12,6 +12,11 @@ from glmc.runtime.image.sizes import PATCH, SIDE
 from glmc.runtime.ranks import Ranks
 
 
+def check_rows(height: int, ranks: int) -> None:
+    """Refuse a picture whose rows so many ranks cannot share, before any of them starts. Raises RequestOutOfBounds."""
+    Rows(height // PATCH, max(1, ranks))
+
+
 @dataclass(frozen=True)
 class Rows:
     """`total` rows of patches in equal runs, one a rank, in the order of the ranks. Nothing is padded: padding would be seen by

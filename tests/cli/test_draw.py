@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import glmc
+from glmc.cli import draw
 from glmc.cli.main import app
 from glmc.errors import IncompatibleArtifact
 from glmc.runtime.image import pipeline
@@ -61,6 +62,14 @@ def test_two_ranks_write_the_picture_of_one(more, tmp_path):
     assert (told["path"], told["width"], told["height"], told["seed"]) == (str(tmp_path / "two.png"), 64, 96, 4)
     one, two = (np.asarray(Image.open(tmp_path / f"{name}.png"), np.int16) for name in ("one", "two"))
     assert abs(one - two).max() <= 1
+
+
+def test_rows_that_ranks_cannot_share_are_refused_before_any_starts(monkeypatch, tmp_path):
+    monkeypatch.setattr(draw, "Supervised", lambda *_: pytest.fail("ranks were started"))
+    told = call("run", str(picturing.made().model.artifact.folder), "--prompt", "a cat", "--size", "64x96", "-o",
+                str(tmp_path / "a.png"), "--ranks", "4")
+    assert told.exit_code == 2
+    assert "64 or 128 for 4 ranks" in told.stderr
 
 
 def test_guidance_is_shared_by_ranks_alone(drawing, tmp_path):

@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.backend": ("glmc.dynamo", "glmc.sites", "glmc.passes", "glmc.ledger", "glmc.target", "glmc.trail"),
     "glmc.region": ("glmc.program", "glmc.kernels"),
     "glmc.topology": ("glmc.program", "glmc.region", "glmc.target"),
-    "glmc.forecast": ("glmc.program", "glmc.survey", "glmc.tensor_parallel", "glmc.topology"),
+    "glmc.forecast": ("glmc.program", "glmc.survey", "glmc.target", "glmc.tensor_parallel", "glmc.topology"),
     "glmc.machine": (),
     "glmc.gpu": ("glmc.target",),
     "glmc.sites": ("glmc.passes", "glmc.ledger", "glmc.trace", "glmc.trail"),
