@@ -1,8 +1,9 @@
 """One rank runs a stage and the others receive what came of it: named tensors, or the error.
 
-The status comes first, in the header of the swap, and whatever can fail on the sender has happened by then: running, checking
-and listing the tensors. Receivers allocate from the list after its bounds were checked. Up to 16 KiB all of it is one swap.
-More goes in pieces by gloo's own broadcast; each side adds a piece up while the next is under way; last the sums are compared.
+The status comes first, in the header of the swap, and whatever can fail on the sender has happened by then: running and listing
+the tensors. Receivers allocate from the list after its bounds were checked. Up to 16 KiB all of it is one swap. More goes in
+pieces by gloo's own broadcast, each looked at and added up while the next is under way; a last swap tells the sender's sum, or
+that a value was not finite, before any receiver uses one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from glmc.errors import NumericError, RankError
+from glmc.errors import GlmcError, NumericError, RankError
 from glmc.runtime import checksum
 from glmc.runtime.collectives import Collectives
 from glmc.runtime.envelope import (
@@ -36,7 +37,7 @@ from glmc.runtime.rank_fault import RankFault
 from glmc.runtime.ranks import MAIN
 
 PIECE = 1 << 23
-_IN_FLIGHT = 2
+_IN_FLIGHT = 4
 _NOTHING = encode(Header(bytes(16), "", 0, 0, "broadcast", 0))[PLACE:TAG]
 """What a header tells of a rank that only receives."""
 
@@ -55,27 +56,51 @@ def broadcast(group: Collectives, stage: str, run: Callable[[], Mapping[str, tor
 
 def _send(group: Collectives, run: Callable[[], Mapping[str, torch.Tensor]], not_finite: Collection[str],
           ) -> dict[str, torch.Tensor]:
-    exchange = group.exchange
     try:
         made = {name: tensor.detach().cpu().contiguous() for name, tensor in run().items()}
         listed = encode_manifest([Entry(name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in made.items()])
-        _check_finite(made, not_finite)
         pieces = [checksum.flat_bytes(tensor) for tensor in made.values()]
         size = len(listed) + sum(map(len, pieces))
+        looked_at = {name for name, tensor in made.items() if tensor.is_floating_point() and name not in not_finite}
+        if size <= INLINE:
+            for name in looked_at:
+                _check_finite(name, made[name])
         body = b"".join((listed, *(piece.numpy().data for piece in pieces))) if size <= INLINE else listed
         if len(body) > INLINE:
             raise RankError("a broadcast's list of tensors is too long", expected=f"at most {INLINE} bytes", found=len(body))
         head = encode(group.header("broadcast", "uint8", (size,), size, _digest(body)))
     except Exception as error:
-        fault = RankFault.of(error, exchange.members[MAIN], group.stage)
-        body = encode_object(fault.to_json())[:INLINE]
-        head = encode(group.header("broadcast", length=len(body), digest=_digest(body), status=FAILED))
-        _exchange(group, head, body)
-        raise fault.error() from error
+        raise _failed(group, error) from error
     _swap(group, head, body)
     if size > INLINE:
-        _stream(group, pieces, listed)
+        _pour(group, made, listed, looked_at)
     return made
+
+
+def _pour(group: Collectives, made: dict[str, torch.Tensor], listed: bytes, looked_at: set[str]) -> None:
+    """Send the tensors in pieces, which are looked at while they travel; last the receivers hear whether all are finite."""
+    total, faults = checksum.Checksum(listed), list[NumericError]()
+
+    def sent(name: str, piece: torch.Tensor) -> None:
+        total.add(piece)
+        if name in looked_at and not faults:
+            try:
+                _check_finite(name, piece.view(made[name].dtype))
+            except NumericError as fault:
+                faults.append(fault)
+
+    _stream(group, made, sent, lambda name, piece: None)
+    if faults:
+        raise _failed(group, faults[0]) from faults[0]
+    _swap(group, encode(group.header("broadcast", digest=total.digest())), b"")
+
+
+def _failed(group: Collectives, error: Exception) -> GlmcError:
+    """Tell the receivers, who wait, of an error; what to raise here."""
+    fault = RankFault.of(error, group.exchange.members[MAIN], group.stage)
+    body = encode_object(fault.to_json())[:INLINE]
+    _exchange(group, encode(group.header("broadcast", length=len(body), digest=_digest(body), status=FAILED)), body)
+    return fault.error()
 
 
 def _receive(group: Collectives) -> dict[str, torch.Tensor]:
@@ -83,23 +108,33 @@ def _receive(group: Collectives) -> dict[str, torch.Tensor]:
     if header.dtype != "uint8" or header.shape != (header.length,):
         raise group.whose("a broadcast announces other than bytes", MAIN)
     inline = header.length <= INLINE
-    frame = group.exchange.frames[MAIN][BODY:]
+    body = bytearray(group.exchange.frames[MAIN][BODY:BODY + min(header.length, INLINE)])
     try:
-        entries, at = decode_manifest(frame)
+        entries, at = decode_manifest(body)
         if at + sum(entry.nbytes for entry in entries) != header.length:
             raise RankError("a broadcast's list does not agree with its length", found=header.length)
-        if _digest(frame[:header.length if inline else at]) != header.digest:
+        if _digest(body if inline else body[:at]) != header.digest:
             raise RankError("a message does not agree with its digest")
+        if inline:
+            return _unpacked(body, entries, at)
         made = {entry.name: torch.empty(entry.shape, dtype=getattr(torch, entry.dtype)) for entry in entries}
     except (RankError, RuntimeError) as fault:  # torch's own error is that there is no memory
         raise group.whose(fault.what if isinstance(fault, RankError) else str(fault), MAIN) from fault
-    pieces = [checksum.flat_bytes(tensor) for tensor in made.values()]
-    if inline:
-        for piece in pieces:
-            piece.copy_(group.exchange.tensors[MAIN][BODY + at:BODY + at + len(piece)])
-            at += len(piece)
-    else:
-        _stream(group, pieces, bytes(frame[:at]))
+    total = checksum.Checksum(body[:at])
+    _stream(group, made, lambda name, piece: None, lambda name, piece: total.add(piece))
+    if _swap(group, encode(group.header("broadcast")), b"").digest != total.digest():
+        raise group.whose("what was received does not agree with its digest", MAIN)
+    return made
+
+
+def _unpacked(body: bytearray, entries: list[Entry], at: int) -> dict[str, torch.Tensor]:
+    """The tensors in `body` from byte `at` on, each with memory of its own."""
+    made = {}
+    for entry in entries:
+        dtype, size = getattr(torch, entry.dtype), entry.nbytes
+        made[entry.name] = (torch.frombuffer(body[at:at + size], dtype=dtype).view(entry.shape) if size else
+                            torch.empty(entry.shape, dtype=dtype))
+        at += size
     return made
 
 
@@ -124,32 +159,24 @@ def _swap(group: Collectives, head: bytes, body: bytes) -> Header:
     return main
 
 
-def _stream(group: Collectives, tensors: list[torch.Tensor], listed: bytes) -> None:
-    """Broadcast uint8 tensors piece by piece, and last their sum."""
-    total, flying = checksum.Checksum(listed), deque[tuple[Any, torch.Tensor]]()
-    receives = group.rank != MAIN
+def _stream(group: Collectives, tensors: Mapping[str, torch.Tensor], begun: Callable[[str, torch.Tensor], None],
+            landed: Callable[[str, torch.Tensor], None]) -> None:
+    """Broadcast tensors piece by piece; `begun` and `landed` take a tensor's name and the piece, uint8, while others travel."""
+    flying = deque[tuple[Any, str, torch.Tensor]]()
 
     def land() -> None:
-        work, piece = flying.popleft()
-        group.exchange.wait(work, MAIN if receives else None, group.stage)
-        if receives:
-            total.add(piece)
+        work, name, piece = flying.popleft()
+        group.exchange.wait(work, None if group.rank == MAIN else MAIN, group.stage)
+        landed(name, piece)
 
-    for tensor in tensors:
-        for piece in tensor.split(PIECE) if len(tensor) else ():
+    for name, tensor in tensors.items():
+        for piece in checksum.flat_bytes(tensor).split(PIECE) if tensor.numel() else ():
             if len(flying) == _IN_FLIGHT:
                 land()
-            flying.append((_begin(group, piece), piece))
-            if not receives:
-                total.add(piece)
+            flying.append((_begin(group, piece), name, piece))
+            begun(name, piece)
     while flying:
         land()
-    ours = total.digest()
-    theirs = torch.frombuffer(bytearray(ours), dtype=torch.uint8)
-    flying.append((_begin(group, theirs), theirs[:0]))
-    land()
-    if theirs.numpy().tobytes() != ours:
-        raise group.whose("what was received does not agree with its digest", MAIN)
 
 
 def _begin(group: Collectives, piece: torch.Tensor) -> Any:
@@ -161,12 +188,10 @@ def _begin(group: Collectives, piece: torch.Tensor) -> Any:
         raise group.exchange.lost(fault, None, group.stage) from fault
 
 
-def _check_finite(tensors: Mapping[str, torch.Tensor], exempt: Collection[str]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel() and name not in exempt:
-            # The least and the most, in one pass; each is NaN where any value is.
-            if not all(torch.isfinite(end) for end in (tensor.float() if tensor.itemsize < 2 else tensor).aminmax()):
-                raise NumericError("a value to be sent to the other ranks is not finite", field=name)
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raises NumericError. The least and the most are found in one pass; each is NaN where any value is."""
+    if tensor.numel() and not all(torch.isfinite(end) for end in (tensor.float() if tensor.itemsize < 2 else tensor).aminmax()):
+        raise NumericError("a value to be sent to the other ranks is not finite", field=name)
 
 
 def _digest(body: bytes | memoryview) -> bytes:
