@@ -28,8 +28,8 @@ from glmc.program import Program
 from glmc.runtime.image.kv import Past
 from glmc.runtime.image.pipeline import ImageModel
 from glmc.runtime.image.sharing import Sharing
+from glmc.runtime.opened import read_programs
 from glmc.runtime.ranks import Ranks
-from glmc.runtime.session import read_programs
 from glmc.target import Link
 from glmc.topology import Rank, predict
 

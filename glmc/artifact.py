@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from glmc.artifact_linked import Linked
-    from glmc.artifact_load import Place
+    from glmc.artifact_load import Place, Take
 
 MAGIC = "glmc-artifact"
 FORMAT_VERSION = 1
@@ -164,16 +164,18 @@ class Artifact:
         """What loading the weights takes, in bytes, headers included. Raises what `read` raises."""
         return sum(self.files[name]["bytes"] for name in self.shards()) + sum(one.nbytes for one in self.linked())
 
-    def load_weights(self, threads: int | None = None, place: Place | None = None) -> dict[str, torch.Tensor]:
+    def load_weights(self, threads: int | None = None, place: Place | None = None, wanted: Set[str] | None = None,
+                     take: Take | None = None) -> dict[str, torch.Tensor]:
         """Every weight by name, 64-byte aligned, hashed while it is read, into private memory on the CPU or where `place` says.
 
         Shards are read by `threads` threads (default: the CPUs), of linked files only what is a weight. Nothing is handed out
-        before every digest was compared. Raises DamagedArtifact, StorageError.
+        before every digest was compared. wanted: only these, and no shard that has none of them is read. take: what becomes of
+        each, which is all that stays of a shard. Raises DamagedArtifact, StorageError.
         """
         from glmc.artifact_linked import readers
         from glmc.artifact_load import PrivateMemory, load_shards
 
-        return load_shards(self, threads, place or PrivateMemory, readers(self, place or PrivateMemory))
+        return load_shards(self, threads, place or PrivateMemory, readers(self, place or PrivateMemory, wanted), wanted, take)
 
     def hash_file(self, name: str) -> None:
         """Compare file `name` with its digest unless this object did so before; holds 2 MiB."""

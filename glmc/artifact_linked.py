@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -98,9 +98,12 @@ def read_table(artifact: Artifact) -> tuple[Linked, ...]:
     return tuple(sorted(found, key=lambda one: (one.file, one.offset, one.name)))
 
 
-def readers(artifact: Artifact, place: Place) -> list[Reader]:
-    """What reads the linked weights, in runs of neighbours that threads can share. Raises what `read_table` raises."""
-    groups = even_groups(artifact.linked(), lambda one: one.nbytes)
+def readers(artifact: Artifact, place: Place, wanted: Set[str] | None = None) -> list[Reader]:
+    """What reads the linked weights, all or those `wanted`, in runs of neighbours that threads can share.
+
+    Raises what `read_table` raises.
+    """
+    groups = even_groups([one for one in artifact.linked() if wanted is None or one.name in wanted], lambda one: one.nbytes)
     return [(sum(one.nbytes for one in group), group[0].file, partial(_load, artifact, group, place)) for group in groups]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,14 +39,20 @@ Place = Callable[[int, Path], Memory]
 """(bytes, of which file) -> memory for them. Raises StorageError."""
 
 
-def load_shards(artifact: Artifact, threads: int | None, place: Place, others: Iterable[Reader]) -> dict[str, torch.Tensor]:
+Take = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+"""(name, weight) -> what is kept of it."""
+
+
+def load_shards(artifact: Artifact, threads: int | None, place: Place, others: Iterable[Reader],
+                wanted: Set[str] | None = None, take: Take | None = None) -> dict[str, torch.Tensor]:
     """Every tensor of the weight files and of `others`, verified. See `Artifact.load_weights`."""
-    own = [(artifact.files[name]["bytes"], name, partial(_load, artifact, name, place)) for name in artifact.shards()]
+    own = [(artifact.files[name]["bytes"], name, partial(_load, artifact, name, place)) for name in artifact.shards()
+           if wanted is None or wanted & _names(artifact, name)]
     parts: list[Reader] = [*own, *others]
     # The largest first, so that the threads end together.
     order = sorted(range(len(parts)), key=lambda number: -parts[number][0])
     with ThreadPoolExecutor(max(1, min(threads or os.cpu_count() or 1, len(parts) or 1))) as pool:
-        loaded = dict(zip(order, pool.map(lambda number: parts[number][2](), order), strict=True))
+        loaded = dict(zip(order, pool.map(lambda number: _taken(parts[number][2](), wanted, take), order), strict=True))
     weights: dict[str, torch.Tensor] = {}
     for number, (_, name, _) in enumerate(parts):
         for key, tensor in loaded[number].items():
@@ -54,6 +60,20 @@ def load_shards(artifact: Artifact, threads: int | None, place: Place, others: I
                 raise DamagedArtifact("a tensor stands in two weight files", file=artifact.folder / name, field=key)
             weights[key] = tensor
     return weights
+
+
+def _names(artifact: Artifact, name: str) -> set[str]:
+    """The tensors in a weight file by its own header, which is checked only when the file is read."""
+    path, size = artifact.folder / name, artifact.files[name]["bytes"]
+    with path.open("rb") as file:
+        length = header_length(file.read(8), size, path, DamagedArtifact)
+        return {*parse_header(file.read(length), size, path, DamagedArtifact)}
+
+
+def _taken(tensors: dict[str, torch.Tensor], wanted: Set[str] | None, take: Take | None) -> dict[str, torch.Tensor]:
+    """What stays of a file's tensors; one after another, so that each piece's memory goes when it is done with."""
+    names = [name for name in tensors if wanted is None or name in wanted]
+    return {name: tensors.pop(name) if take is None else take(name, tensors.pop(name)) for name in names}
 
 
 class PrivateMemory:

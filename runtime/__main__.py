@@ -66,7 +66,7 @@ def _work(given: argparse.Namespace, report: Report, deadline: float, rank: int,
     from glmc.artifact import Artifact
     from glmc.runtime.device import of_rank
     from glmc.runtime.faults import Fault, FaultyWorld
-    from glmc.runtime.session import read_programs
+    from glmc.runtime.opened import read_programs
     from glmc.runtime.world import World, is_main
 
     artifact = Artifact.open(given.out)

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glmc.artifact import Artifact
-from glmc.errors import DamagedArtifact, IncompatibleArtifact, RequestOutOfBounds, UsageError
-from glmc.native.keep import QUANTS, Keep, coded, kept_of
-from glmc.native.keeps import keeps_of
-from glmc.program import MAIN, Program, read
+from glmc.errors import RequestOutOfBounds, UsageError
+from glmc.program import MAIN
 from glmc.runtime.ask_media import Wishes
 from glmc.runtime.asked import Asked, prompt_of
 from glmc.runtime.by_region import ByRegion, open_code
-from glmc.runtime.device import open_device
 from glmc.runtime.generate import Generation, Stream, generate
 from glmc.runtime.media.settings import Settings
-from glmc.runtime.memory import cache_bytes
+from glmc.runtime.opened import Opened
 from glmc.runtime.prompt import Placed, Prompt
-from glmc.runtime.ranks import Alone, Ranks
+from glmc.runtime.ranks import Ranks
 from glmc.runtime.sample import Sampling
-from glmc.runtime.share import Share
 from glmc.runtime.steps import check_weights
 from glmc.runtime.text import Text
-from glmc.runtime.verdict import Verdict
 from glmc.runtime.vision import CODES, STAGE, Vision
 from glmc.runtime.whole import Whole
 
@@ -58,51 +50,28 @@ class Model:
     """A model that generates. `timings` holds the seconds of each phase of opening."""
 
     def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
-                 ) -> None:
+                 opened: Opened | None = None) -> None:
+        """opened: the artefact, where it is opened already; the others then say nothing."""
+        opened = opened or Opened(artifact, device, threads, ranks)
+        self.opened, self.artifact, self.ranks, self.threads = opened, artifact, opened.ranks, opened.threads
+        self.dims, self.bounds = artifact.manifest["dims"], artifact.manifest["bounds"]
+        self.programs, self.kept, self.weights, self.device = opened.programs, opened.kept, opened.weights, opened.device
+        self.program = self.programs[MAIN]
         began = time.perf_counter()
-        self.artifact = artifact
-        self.ranks: Ranks = ranks or Alone()
-        self.threads = _threads(threads)
-        # The native engine has threads of its own: torch's, which wait by spinning, would take the cores from them.
-        if artifact.manifest["engine"] == "native":
-            torch.set_num_threads(1)
-        elif threads is not None:
-            torch.set_num_threads(threads)
-        manifest = artifact.manifest
-        self.dims, self.bounds = manifest["dims"], manifest["bounds"]
-        self.programs = read_programs(artifact)
-        self.kept = _kept(artifact, self.programs)
-        share = Share(artifact, self.programs, self.kept, self.ranks) if self.ranks.size > 1 else None
-        if share is not None:
-            self.programs, self.kept = {**self.programs, MAIN: share.program}, share.kept
-        self.program = program = self.programs[MAIN]
-        self.device = open_device(artifact, device, cache_bytes(program, manifest), None if share is None else share.nbytes)
-        if self.device.stale:
-            warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
-        opened = time.perf_counter()
-        whole = manifest["engine"] == "native"
-        with ThreadPoolExecutor(1) as beside:
-            code = None if whole else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
-            staging = self.device.staging if share is None else None  # the whole weights stay where there is room for them
-            self.weights = artifact.load_weights(self.threads, staging and staging())
-            self.weights = self.weights if share is None else share.weights(self.weights, self.device.torch)
-            self.calls = code and code.result()
-        loaded = time.perf_counter()
-        self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
+        self.runner: Whole | ByRegion = self._whole() if opened.whole else self.by_region()
         tower = self.programs.get(STAGE)
         self.vision = Vision(artifact, tower, self.weights, self.kept, self.device, self.threads) if tower else None
         self._holder = 0
         self.text = Text.open(self.file)
         self.media = Settings.open(self.file) if self.vision else None
-        self.timings = {"open": opened - began, "weights_and_code": loaded - opened,
-                        "place": time.perf_counter() - loaded}
+        self.timings = {**opened.timings, "place": time.perf_counter() - began}
 
     def file(self, name: str) -> bytes | None:
         return self.artifact.read(name) if name in self.artifact.files else None
 
     def by_region(self) -> ByRegion:
         """The program as regions that run one by one, with a cache of their own."""
-        calls = self.calls or open_code(self.artifact, self.program, self.max_batch, self.device)
+        calls = self.opened.calls or open_code(self.artifact, self.program, self.max_batch, self.device)
         return ByRegion(self.artifact, self.program, self.weights, calls, self.device, self.kept, self.ranks)
 
     def _whole(self) -> Whole:
@@ -240,35 +209,3 @@ class Model:
 
         self.check_writes()
         return wrap(self)
-
-
-def _threads(asked: int | None) -> int:
-    """How many threads to use. Raises UsageError for more than there are cores: they would only wait for each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= cores):
-        raise UsageError("the number of threads is out of range", field="threads", expected=f"1 to {cores}, the cores here",
-                         found=asked)
-    return asked or cores
-
-
-def _kept(artifact: Artifact, programs: dict[str, Program]) -> dict[str, Keep]:
-    """How the weights are kept that are not as the regions' text has them, which must be how this version would keep them.
-
-    Raises DamagedArtifact, IncompatibleArtifact.
-    """
-    data, native = artifact.json("program.json"), artifact.manifest["engine"] == "native"
-    said, quant = kept_of(data) if native or "kept" in data else {}, artifact.manifest.get("quant")
-    if quant not in (None, *QUANTS):
-        raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)
-    wanted = keeps_of(programs, native, quant, coded(said))
-    wrong = [name for name in said.keys() | wanted.keys() if said.get(name) != wanted.get(name)]
-    if wrong:
-        raise IncompatibleArtifact("a weight is not kept in the form in which this version of glmc reads it", field=min(wrong),
-                                   file=artifact.folder, expected=wanted.get(min(wrong)), found=said.get(min(wrong)),
-                                   hint="compile it again with this version")
-    return said
-
-
-def read_programs(artifact: Artifact) -> dict[str, Program]:
-    """The parts that program.json describes, with their regions' texts, checked. Raises DamagedArtifact."""
-    return read(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())

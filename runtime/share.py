@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,23 +47,13 @@ class Share:
         self.ranks, self._whole = ranks, kept
         self.placed = open_placement(artifact, ranks.size)
         self.program = self.placed.program.at(ranks.size)
-        self._programs = {**programs, MAIN: self.program}
         native = artifact.manifest["engine"] == "native"
-        own = keeps_of(self._programs, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
+        own = keeps_of({**programs, MAIN: self.program}, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
         self.kept = {**kept, **own}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of this rank's weights."""
-        specs = {name: spec for program in self._programs.values() for name, spec in program.weights().items()}
-        stored = {name: self.kept[name].stored() if name in self.kept else (_SAFETENSORS[spec.dtype], spec.shape)
-                  for name, spec in specs.items()}
-        return sum(math.prod(map(int, shape)) * torch_dtype(dtype).itemsize for dtype, shape in stored.values())
-
-    def weights(self, whole: dict[str, torch.Tensor], place: torch.device) -> dict[str, torch.Tensor]:
-        """This rank's weights at `place`, in memory of their own. whole: on the CPU; it is emptied, so that its memory goes as
-        the shares come."""
-        return {name: _own(self._share(name, whole.pop(name)), name, place) for name in list(whole)}
+    def cutting(self, place: torch.device) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        """What makes of a whole weight on the CPU this rank's, at `place`, in memory of its own."""
+        return lambda name, whole: _own(self._share(name, whole), name, place)
 
     def _share(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         cut, rank, size = self.placed.cuts.get(name), self.ranks.rank, self.ranks.size
@@ -71,6 +61,14 @@ class Share:
             return whole
         return share(whole, self._whole[name], self.kept[name], cut, rank, size) if name in self._whole else cut.share(
             whole, rank, size)
+
+
+def bytes_of(programs: Iterable[Program], kept: dict[str, Keep]) -> int:
+    """Bytes of the weights of these programs, as they are kept."""
+    specs = {name: spec for program in programs for name, spec in program.weights().items()}
+    stored = {name: kept[name].stored() if name in kept else (_SAFETENSORS[spec.dtype], spec.shape)
+              for name, spec in specs.items()}
+    return sum(math.prod(map(int, shape)) * torch_dtype(dtype).itemsize for dtype, shape in stored.values())
 
 
 def _own(weight: torch.Tensor, name: str, place: torch.device) -> torch.Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from glmc.artifact import Artifact
 from glmc.artifact_weights import plan_shards
 from glmc.artifact_write import ArtifactWriter
-from glmc.errors import InternalError
+from glmc.errors import DamagedArtifact, InternalError
 
 LAYOUT = [("a", "BF16", (8, 8)), ("odd", "F32", (5,)), ("b", "F32", (32,))]
 
@@ -92,3 +92,29 @@ def test_shards_are_even_in_number_and_nearly_equal():
     alone = plan_shards([("x", "F32", (4,)), ("big", "F32", (40 << 20,)), ("y", "F32", (4,))])
     assert [list(s.begins) for s in alone] == [["x"], ["big"], ["y"]]
     assert all(len(s.header) % 64 == 0 for s in (*shards, *small))
+
+
+@pytest.fixture
+def three(tmp_path):
+    """An artefact of three weights, each alone in its shard."""
+    with ArtifactWriter(tmp_path / "x.glmc") as writer:
+        sink = writer.weights([(name, "F32", (16,)) for name in "abc"], 64)
+        for number, name in enumerate("abc"):
+            sink.write(name, torch.full((16,), float(number)))
+        writer.seal({})
+    return Artifact.open(tmp_path / "x.glmc")
+
+
+def test_a_shard_without_a_wanted_weight_is_not_read(three):
+    path = three.folder / three.shards()[2]
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = three.load_weights(2, wanted={"a", "b"})
+    assert {name: float(value.mean()) for name, value in found.items()} == {"a": 0.0, "b": 1.0}
+    with pytest.raises(DamagedArtifact):
+        three.load_weights(2, wanted={"a", "c"})
+
+
+def test_what_is_taken_of_a_weight_is_all_that_stays(three):
+    found = three.load_weights(1, take=lambda name, weight: (weight + ord(name))[:2].clone())
+    assert {name: value.tolist() for name, value in found.items()} == {"a": [97.0] * 2, "b": [99.0] * 2, "c": [101.0] * 2}

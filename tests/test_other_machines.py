@@ -26,8 +26,8 @@ from glmc.passes.choose import choose
 from glmc.program import KERNELS
 from glmc.runtime.device import open_device
 from glmc.runtime.memory import Cache, cache_bytes
+from glmc.runtime.opened import read_programs
 from glmc.runtime.sealed import Sealed
-from glmc.runtime.session import read_programs
 from glmc.runtime.verdict import verdict
 from glmc.sites import find_sites
 from glmc.survey import parts_of

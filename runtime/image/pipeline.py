@@ -29,6 +29,7 @@ from glmc.runtime.image.schedule import advanced, check_steps, schedule
 from glmc.runtime.image.sharing import Sharing
 from glmc.runtime.image.sizes import PATCH, SIDE, target_grids
 from glmc.runtime.media.image import image_header
+from glmc.runtime.opened import Opened
 from glmc.runtime.ranks import MAIN, Alone, Ranks
 from glmc.runtime.session import Model
 from glmc.runtime.threads import torch_threads
@@ -36,10 +37,14 @@ from glmc.runtime.transfer import to_device
 
 GUIDANCE = 100.0
 """The most that the unconditional noise may be left behind."""
+_EVERYWHERE = {name for name, mode in PICTURE_MODES.items() if not mode.startswith("main_rank")}
+"""The parts that every rank runs, and whose weights it therefore loads."""
+_AFTER = {"glyph", "dit", "vae_decode", "vae_encode"}
+"""The parts that run one after another once there are tokens."""
 
 
 class ImageModel:
-    """An artefact that makes pictures. `model` is its autoregressive half.
+    """An artefact that makes pictures. `model` is its autoregressive half, which rank MAIN alone has.
 
     ranks: those that make every picture together: rank MAIN draws tokens and noise and makes the pixels, all denoise. None for
     one alone. sharing: how they denoise; None has all of them share a picture's rows.
@@ -47,20 +52,22 @@ class ImageModel:
 
     def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
                  sharing: Sharing | None = None) -> None:
-        self.model = Model(artifact, device, threads)
-        said = {name: program.mode for name, program in self.model.programs.items()}
+        self.ranks: Ranks = ranks or Alone()
+        main = self.ranks.rank == MAIN
+        opened = Opened(artifact, device, threads, parts=None if main else _EVERYWHERE)
+        said = {name: program.mode for name, program in opened.programs.items()}
         if said != PICTURE_MODES:
             raise IncompatibleArtifact("the parts run over ranks in other ways than this version has them", field="mode",
                                        file=artifact.folder, expected=PICTURE_MODES, found=said,
                                        hint="compile it again with this version")
-        self.artifact, self.device, self.timings = artifact, self.model.device, self.model.timings
+        self.model = Model(artifact, opened=opened) if main else None
+        self.artifact, self.device, self.timings = artifact, opened.device, (self.model or opened).timings
         self.sizes = artifact.manifest["dims"]["pictures"]
         self.dtype = getattr(torch, artifact.manifest["dtype"])
-        self.ranks: Ranks = ranks or Alone()
         self.sharing = sharing or Sharing(self.ranks)
-        self.threads = self.model.threads if artifact.manifest["engine"] == "native" else None
-        self._stages = {name: stage_of(artifact, self.model.programs[name], self.model.weights, self.model.kept, self.device)
-                        for name in ("glyph", "dit", "vae_decode", "vae_encode")}
+        self.threads = opened.threads if opened.whole else None
+        self._stages = {name: stage_of(artifact, program, opened.weights, opened.kept, self.device)
+                        for name, program in opened.programs.items() if name in _AFTER and (main or name in _EVERYWHERE)}
         self.denoiser = Denoiser(self._stages["dit"], self.dtype, self.device, self.sharing.rows)
 
     def generate(self, prompt: str, height: int | None = None, width: int | None = None, images: Sequence[Any] = (),
@@ -148,7 +155,10 @@ class ImageModel:
                                          found=f"{tokens.dtype} {list(tokens.shape)}")
 
     def tokens(self, prompt: str, height: int, width: int, images: Sequence[Any], seed: int) -> Prior:
-        """The tokens of a picture, from the autoregressive half. Raises what `glmc.runtime.image.prior.prior` raises."""
+        """The tokens of a picture, from the autoregressive half. Raises what `glmc.runtime.image.prior.prior` raises, and
+        UsageError on a rank that does not have that half."""
+        if self.model is None:
+            raise UsageError("only one rank draws tokens", field="rank", expected=MAIN, found=self.ranks.rank)
         sampling = replace(first.published_sampling(self.model), seed=seed)
         return first.prior(self.model, prompt, height, width, images, sampling)
 

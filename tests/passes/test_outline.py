@@ -9,7 +9,7 @@ import models
 import pytest
 
 from glmc.program import Region
-from glmc.runtime.session import read_programs
+from glmc.runtime.opened import read_programs
 from glmc.survey import survey
 from glmc.target import named
 

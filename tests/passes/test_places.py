@@ -6,7 +6,7 @@ import models
 import pytest
 
 from glmc.program import Place
-from glmc.runtime.session import read_programs
+from glmc.runtime.opened import read_programs
 
 DENSE = {"input_layernorm", "post_attention_layernorm", "self_attn", "self_attn.q_proj", "self_attn.k_proj",
          "self_attn.v_proj", "self_attn.o_proj", "mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}

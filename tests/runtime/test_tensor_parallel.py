@@ -95,7 +95,7 @@ def test_each_rank_has_its_share_of_weights_and_of_the_cache():
     cut = sum(n for name, n in all_.items() if any(part in name for part in ("_proj", "lm_head")))
     assert mine == [sum(all_.values()) - cut + cut // 4] * 4
     own = share.Share(made.session.artifact, made.session.programs, {}, ranks.threads(4)[1])
-    assert own.nbytes == 4 * mine[1]
+    assert share.bytes_of([own.program], own.kept) == 4 * mine[1]
     (group,) = {tuple(t.shape) for t in loaded(made.out, 4)[3].runner.cache.whole.values()}
     assert group[2] == 1
 

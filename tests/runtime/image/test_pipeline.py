@@ -8,13 +8,17 @@ import drawing
 import numpy as np
 import picturing
 import pytest
+import ranks
 import torch
 from PIL import Image
 from threaded import together
 
+from glmc.artifact import Artifact
 from glmc.errors import UsageError
 from glmc.runtime.image.picture import Picture
+from glmc.runtime.image.pipeline import ImageModel
 from glmc.runtime.image.prior import Prior
+from glmc.runtime.opened import read_programs
 from glmc.runtime.world import World
 
 PROMPT = "a sign \"open\" and 'it' over \u201ca door\u201d"
@@ -71,8 +75,8 @@ SHARED = [(2, False, (64, 96), ()), (4, False, (128, 32), ()), (2, False, (32, 6
           (4, False, (64, 64), ((32, 32),)), (2, True, (32, 64), ()), (2, True, (96, 32), ((32, 64),)), (4, True, (64, 32), ())]
 
 
-@pytest.mark.parametrize(("ranks", "cfg", "size", "given"), SHARED)
-def test_ranks_make_the_picture_of_one(ranks, cfg, size, given):
+@pytest.mark.parametrize(("count", "cfg", "size", "given"), SHARED)
+def test_ranks_make_the_picture_of_one(count, cfg, size, given):
     """They share its rows, or rows and guidance; rank 0's tokens and noise count, whatever the others were given."""
     made = picturing.made()
     shown = images(*given)
@@ -84,25 +88,25 @@ def test_ranks_make_the_picture_of_one(ranks, cfg, size, given):
         others = {} if world.rank == 0 else {"prior": None, "noise": torch.zeros_like(noise), "seed": 5}
         return picturing.shared(made.model, world, cfg).generate(PROMPT, *size, **{**asked, **others})
 
-    found = together(ranks, run)
+    found = together(count, run)
     assert not [fault for fault in found if isinstance(fault, Exception)]
     for picture in found:
         assert float((picture.latents - alone.latents).abs().max()) <= 1e-4 * float(alone.latents.abs().max())
         assert picture.seed == alone.seed == 1
-    assert [picture.image is None for picture in found] == [rank > 0 for rank in range(ranks)]
+    assert [picture.image is None for picture in found] == [rank > 0 for rank in range(count)]
     apart = np.asarray(found[0].image, np.int16) - np.asarray(alone.image, np.int16)
     assert abs(apart).max() <= 1  # of 255, where 1e-6 decides how a value is rounded
 
 
-@pytest.mark.parametrize(("ranks", "cfg", "asked", "field"), [
+@pytest.mark.parametrize(("count", "cfg", "asked", "field"), [
     (2, True, {"height": 32, "guidance": 1.0}, "guidance"), (4, False, {"height": 32}, "height")])
-def test_what_ranks_cannot_share_is_refused_by_each(ranks, cfg, asked, field):
+def test_what_ranks_cannot_share_is_refused_by_each(count, cfg, asked, field):
     made = picturing.made()
 
     def run(world: World) -> None:
         picturing.shared(made.model, world, cfg).generate(PROMPT, width=32, steps=1, **asked)
 
-    assert [fault.field for fault in together(ranks, run)] == [field] * ranks
+    assert [fault.field for fault in together(count, run)] == [field] * count
 
 
 def test_ranks_agree_on_tokens_and_seed_that_one_of_them_drew():
@@ -118,6 +122,23 @@ def test_ranks_agree_on_tokens_and_seed_that_one_of_them_drew():
     again = model.generate(PROMPT, 64, 32, shown, steps=1, seed=first.seed)
     assert torch.equal(again.prior.target, first.prior.target)
     assert float((again.latents - first.latents).abs().max()) <= 1e-4
+
+
+def test_other_ranks_load_neither_the_half_that_draws_tokens_nor_the_decoder(monkeypatch):
+    artifact, found, real = picturing.made().model.artifact, list[set[str]](), Artifact.load_weights
+
+    def noted(*given, **named):
+        weights = real(*given, **named)
+        found.append({*weights})
+        return weights
+
+    monkeypatch.setattr(Artifact, "load_weights", noted)
+    other = ImageModel(artifact, threads=1, ranks=ranks.threads(2)[1])
+    parts = read_programs(artifact)
+    assert found == [{name for part in ("glyph", "dit", "vae_encode") for name in parts[part].weights()}]
+    assert not found[0] & {name for part in ("text", "vision", "vq", "vae_decode") for name in parts[part].weights()}
+    with pytest.raises(UsageError, match="only one rank draws tokens"):
+        other.tokens(PROMPT, 32, 32, [], 1)
 
 
 def test_a_condition_image_and_the_prompt_and_the_seed_matter():
