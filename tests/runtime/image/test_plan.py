@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from glmc.dit_part import ExplicitDenoiser
 from glmc.errors import RequestOutOfBounds
 from glmc.runtime.image.plan import Rows
 
 RECORDED = load_file(Path(__file__).parents[2] / "data" / "sglang" / "glm_image.safetensors")
 SHARDS = [(name, *map(int, found.groups())) for name in RECORDED
           if (found := re.fullmatch(r"shard_(?:latents|rotary\.S\d+_D\d+)\.sp(\d+)\.rank(\d+)", name))]
+
+TABLES = [(name, *map(int, found.groups("0"))) for name in RECORDED
+          if (found := re.fullmatch(r"dit_rotary\.H(\d+)_W(\d+)_dim(\d+)_p(\d+)(?:\.sp(\d+)\.rank(\d+))?\.(?:cos|sin)", name))]
+
 
 @pytest.mark.parametrize(("total", "ranks"), [(4, 1), (4, 2), (8, 4), (6, 3)])
 def test_shares_are_the_whole_again(total, ranks):
@@ -45,3 +51,17 @@ def test_shares_are_sglangs_where_rows_divide(name, ranks, rank):
             Rows(total, ranks)
     else:
         assert torch.equal(Rows(total, ranks).cut(whole, dim, rank), RECORDED[name])
+
+
+@pytest.mark.parametrize(("name", "height", "width", "dim", "patch", "ranks", "rank"), TABLES)
+def test_rotary_rows_of_a_share_are_sglangs(name, height, width, dim, patch, ranks, rank):
+    total, ranks = height // patch, ranks or 1
+    if total % ranks:
+        with pytest.raises(RequestOutOfBounds):
+            Rows(total, ranks)
+        return
+    published = SimpleNamespace(rope=SimpleNamespace(dim=dim, theta=10000.0))
+    made = ExplicitDenoiser(published).angles(Rows(total, ranks).numbers(rank), torch.arange(width // patch))
+    found = made[name.endswith("sin")]
+    assert torch.equal(found[:, :dim // 2], RECORDED[name])
+    assert torch.equal(found[:, dim // 2:], RECORDED[name])
