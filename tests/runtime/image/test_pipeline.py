@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from threaded import together
 
+import glmc
 from glmc.artifact import Artifact
 from glmc.errors import UsageError
 from glmc.runtime.image.picture import Picture
@@ -69,6 +70,22 @@ def test_a_picture_is_the_published_one(size, given, steps, guidance):
     apart = (torch.from_numpy(np.asarray(ours.image, "int16")) - torch.from_numpy(np.asarray(image, "int16"))).abs()
     assert ours.image.size == size[::-1]
     assert int(apart.max()) <= 1
+
+
+@pytest.mark.slow
+def test_in_bfloat16_a_picture_is_as_near_to_float32_as_the_published_one(tmp_path):
+    folder, pipeline = picturing.published()
+    glmc.compile(folder, tmp_path / "half.glmc", target="fx", max_len=drawing.MAX_LEN, dtype="bfloat16")
+    model = glmc.load(tmp_path / "half.glmc")
+    for size, given in (((64, 96), ()), ((64, 64), ((64, 32),))):
+        shown = images(*given)
+        prior, noise = drawn(*size, shown)
+        exact = published(pipeline, PROMPT, prior, noise, shown, 4, 1.5)[0]
+        theirs = published(pipeline.to(torch.bfloat16), PROMPT, prior, noise.bfloat16(), shown, 4, 1.5)[0]
+        pipeline.to(torch.float32)
+        ours = model.generate(PROMPT, *size, shown, 4, 1.5, seed=1, prior=prior, noise=noise).latents[0]
+        apart = [(found.float() - exact).abs().mean() / exact.abs().max() for found in (ours, theirs)]
+        assert float(apart[0]) <= 1.5 * float(apart[1]) < 0.02
 
 
 SHARED = [(2, False, (64, 96), ()), (4, False, (128, 32), ()), (2, False, (32, 64), ((96, 32), (64, 64))),
