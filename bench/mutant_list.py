@@ -5,6 +5,8 @@ Each old text occurs exactly once in its file. A check is a name of CHECKS, or o
 
 from __future__ import annotations
 
+from mutant_list_ranks import RANKS
+
 P = "tests/passes/"
 CHECKS: dict[str, tuple[str, str]] = {
     "kernel": (P + "test_fusions.py", "exam and {}-"),
@@ -31,6 +33,11 @@ CHECKS: dict[str, tuple[str, str]] = {
     "npu": ("tests/kernels/test_npu_contract.py", "{}"),
     "npu golden": (P + "test_golden.py", "emulated"),
     "triton": ("tests/kernels/test_triton_exam.py", "{}"),
+    "place": (P + "test_place.py", ""),
+    "cut run": ("tests/runtime/test_tensor_parallel.py", "{}"),
+    "world": ("tests/runtime/test_world.py", ""),
+    "envelope": ("tests/runtime/test_envelope.py", ""),
+    "rows": ("tests/runtime/image/test_plan.py", ""),
 }
 """Name -> (test file, selection by `pytest -k`), with {} for what stands after the colon."""
 
@@ -282,6 +289,7 @@ MUTANTS: tuple[tuple[str, str, str, str, str], ...] = (
      "triton:exam and layer_norm"),
     ("off-by-one position", K + "rope_table/triton.py", "other=0).to(tl.float32)", "other=0).to(tl.float32) + 1.0",
      "triton:exam and rope_table"),
+    *RANKS,
 )
 
 

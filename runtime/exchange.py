@@ -13,6 +13,7 @@ import torch
 from glmc.errors import GlmcError, RankError
 from glmc.runtime.envelope import HEADER, decode_object, encode_object
 from glmc.runtime.rank_fault import RankFault
+from glmc.runtime.within import within
 
 BODY = -(-HEADER // 64) * 64
 """Where the inline part of a frame begins, aligned for any dtype."""
@@ -20,6 +21,8 @@ INLINE = 1 << 14
 """The most bytes that travel in the frame itself."""
 FRAME = BODY + INLINE
 HUB = 0
+NOTE = 0.5
+"""Seconds to look for, or to leave, a note in the store, which may have gone with its host."""
 PATIENCE = 0.5
 """Seconds that the others wait longer than HUB, which knows better who is late."""
 _TAG, _PAYLOAD = 0, 1  # gloo's tags
@@ -142,18 +145,19 @@ class Exchange:
     def tell(self, fault: RankFault, frame: bytes) -> None:
         """Let the others know why this rank stops, without waiting for them: as a note, and as its part of their next swap."""
         try:
-            self.store.set(f"fault/{self.members[self.rank]}", encode_object(fault.to_json()))
+            within(NOTE, lambda: self.store.set(f"fault/{self.members[self.rank]}", encode_object(fault.to_json())))
             tensor = torch.zeros(FRAME if self.rank != HUB else len(self._from_hub(self._here)), dtype=torch.uint8)
             tensor[:len(frame)] = torch.frombuffer(bytearray(frame), dtype=torch.uint8)
             self._told = [(tensor, self.group.send([tensor], i, _TAG)) for i in self._peers]
-        except RuntimeError as error:  # the others have gone, or their store has: they know already
+        except (RuntimeError, TimeoutError) as error:  # the others have gone, or their store has: they know already
             self._told = [error]
 
     def _note(self) -> RankFault | None:
-        for rank in self.members:
-            try:
-                if self.store.check([f"fault/{rank}"]):
-                    return RankFault.from_json(decode_object(self.store.get(f"fault/{rank}")))
-            except (RuntimeError, RankError):  # the store went with the rank that held it, or the note is damaged
-                return None
-        return None
+        def look() -> RankFault | None:
+            noted = (f"fault/{rank}" for rank in self.members if self.store.check([f"fault/{rank}"]))
+            return next((RankFault.from_json(decode_object(self.store.get(name))) for name in noted), None)
+
+        try:
+            return within(NOTE, look)
+        except (RuntimeError, RankError, TimeoutError):  # the store has gone, or the way to it, or the note is damaged
+            return None

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from glmc.errors import RankError, UsageError
 from glmc.runtime.rank_fault import RankFault
+from glmc.runtime.within import within
 
 LOOPBACK = "127.0.0.1"
 _LOOK = 0.02
@@ -63,12 +64,20 @@ def meet(deadline: float, file: Path | None = None, environment: Mapping[str, st
     except RuntimeError as fault:
         raise RankError("the ranks' meeting place cannot be opened", found=fault) from fault
     ends = time.monotonic() + deadline
-    while missing := [i for i in range(size) if not store.check([f"here/{i}"])]:
+    while missing := _missing(store, size, ends):
         if time.monotonic() > ends:
             raise RankFault(f"did not come within the deadline of {deadline:g} s", ranks=tuple(missing), stage="start").error()
         time.sleep(_LOOK)
     local = file is not None or environment.get("LOCAL_WORLD_SIZE") == str(size)
     return Meeting(rank, size, store, bytes.fromhex(store.get("run").decode()), local)
+
+
+def _missing(store: Any, size: int, ends: float) -> list[int]:
+    """The ranks that are not here. Raises RankError where the meeting place does not answer before `ends`."""
+    try:
+        return within(ends + 1 - time.monotonic(), lambda: [i for i in range(size) if not store.check([f"here/{i}"])])
+    except (RuntimeError, TimeoutError) as fault:
+        raise RankError("the ranks' meeting place has gone", found=fault) from fault
 
 
 def _by_address(rank: int, size: int, wait: timedelta, environment: Mapping[str, str]) -> Any:

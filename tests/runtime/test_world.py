@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +204,16 @@ def test_a_rank_that_does_not_come_is_named_at_the_deadline():
     faults = together(3, lambda w: w.same("a"), lambda w: w.same("a"), lambda w: None, deadline=1.0)
     assert "within the deadline of 1 s" in str(faults[0])
     assert faults[0].fault.ranks == (2,)
+
+
+def test_a_dead_link_to_the_notes_is_no_wait_without_end():
+    """The store lies on another host: where the link to it is cut, its calls never return."""
+    def works(w):
+        w.exchange.store = SimpleNamespace(check=lambda _: threading.Event().wait(), set=lambda *_: threading.Event().wait())
+        return w.all_reduce(torch.ones(2)) if w.rank == 0 else threading.Event().wait(4)
+
+    fault = together(2, works, deadline=0.5)[0]
+    assert "within the deadline of 0.5 s" in str(fault)
 
 
 def grid(w):
