@@ -16,7 +16,7 @@ RANKS: tuple[tuple[str, str, str, str, str], ...] = (
     ("norm over cut channels", R, "if x.cut and x.cut.dim == -1:", "if x.cut and x.cut.dim == 9:", "place"),
     ("parts that do not follow one another", P, "or len(self.env[name].cut.parts) > 1]", "]", "place"),
     ("proof that allows anything", "passes/prove_placement.py", "if not worst <= LIMIT:", "if worst > 1e9:", "place"),
-    ("calls not counted", E, "header.number, header.sequence, header.run", "header.number, 0, header.run", "world"),
+    ("stages not counted", E, "header.number, header.sequence, header.run", "0, header.sequence, header.run", "world"),
     ("shape not compared", E, "len(header.shape), *shape, header.length,", "0, *(0,) * 8, 0,", "world"),
     ("damage not seen", E, "zlib.crc32(data[:-4]) != crc or ", "", "envelope"),
     ("list longer than it says", B, "if at + sum(entry.nbytes for entry in entries) != header.length:", "if False:", "world"),

@@ -67,13 +67,20 @@ def _end_with(parent: int) -> None:
 class Spoken:
     """Reports to a person, where torchrun started the worker: text on stdout, from rank 0 alone, and faults on stderr."""
 
+    def __init__(self) -> None:
+        self._inside = False
+        """Whether a line of the answer is not ended yet."""
+
     def tell(self, kind: str, **what: Any) -> None:
         if kind == "piece":
             sys.stdout.write(what["text"])
+            self._inside = True
         elif kind == "done":
             sys.stdout.write("\n" * what["main"])
+            self._inside = False
         sys.stdout.flush()
 
     def fault(self, fault: RankFault) -> None:
+        self.tell("done", main=self._inside)
         lines = fault.error().sentence().split("\n")
         sys.stderr.write("error: " + "\n".join(map(printable, lines)) + "\n")

@@ -154,7 +154,9 @@ def test_the_proof_finds_a_sum_that_is_missing():
     (("", ""), {"model.layers.0.attn.qkv.weight": (("model.layers.0.attn.q_proj.weight", 64),)}, "not cut each by itself"),
     (("aten.linear.default(flat, o)", "aten.linear.default(flat, o, norm)"), JOINED, "or with a bias"),
     (("aten.flatten.using_ints(back, -2, -1)", "aten.softmax.int(back, -2)"), JOINED, "no rule says"),
-], ids=["one block", "bias", "no rule"])
+    (("flat = aten.flatten.using_ints(back, -2, -1)", "flatter = aten.flatten.using_ints(back, -2, -1)\n"
+      "    flat = glmc.layer_norm(flatter, None, None, eps=1e-05)"), JOINED, "a norm over channels that are cut"),
+], ids=["one block", "bias", "no rule", "norm"])
 def test_what_does_not_work_out_is_whole_on_every_rank_and_told(change, joined, said):
     _, found, notes = placed(LAYER.replace(*change) if change[0] else LAYER, rows=40, joined=joined)
     assert any(said in note for note in notes)
@@ -168,6 +170,12 @@ def test_a_head_that_few_numbers_divide_is_whole():
     assert "lm_head.weight" not in found.cuts
     assert any("the head is whole on every rank" in note for note in notes)
     assert not any(step.region == "all_gather" for step in found.program.steps)
+
+
+def test_logits_whose_parts_do_not_follow_one_another_are_whole():
+    _, found, notes = placed(plan={**PLAN, "lm_head": "packed_colwise"})
+    assert "lm_head.weight" not in found.cuts
+    assert any("parts that do not follow one another" in note for note in notes)
 
 
 def test_sizes_that_nothing_divides_are_told():

@@ -12,7 +12,8 @@ import torch
 from threaded import together
 
 from glmc.errors import NumericError, RankError, RequestOutOfBounds, UsageError
-from glmc.runtime import checksum
+from glmc.runtime import broadcast, checksum
+from glmc.runtime.envelope import Entry
 from glmc.runtime.exchange import INLINE
 
 SIZES = [(1,), (3, 5), (8, 512), (1000, 37), (0, 4), ()]
@@ -88,6 +89,36 @@ def test_a_value_that_is_not_finite_is_not_sent(value):
         assert torch.equal(got["latents"], made) or value != value
     huge = torch.full((9,), torch.finfo(torch.float32).max)  # finite, although its sum is not
     assert torch.equal(together(2, lambda w: w.main_then_broadcast("s", lambda: {"x": huge}))[1]["x"], huge)
+
+
+@pytest.mark.parametrize("count", [2, 5000])
+def test_what_changes_on_its_way_is_not_used(count, monkeypatch):
+    real, whole = broadcast._begin, broadcast._swap
+
+    def begin(group, piece):
+        return real(group, piece.clone().fill_(7) if group.rank == 0 else piece)
+
+    def swap(group, head, body):
+        return whole(group, head, body[:-1] + b"!" if body and count == 2 else body)
+
+    monkeypatch.setattr(broadcast, "_begin", begin)
+    monkeypatch.setattr(broadcast, "_swap", swap)
+    fault = together(2, lambda w: w.main_then_broadcast("s", lambda: {"x": torch.ones(count)}))[1]
+    assert isinstance(fault, RankError)
+    assert "does not agree with its digest" in str(fault)
+
+
+def test_a_list_that_does_not_agree_with_the_bytes_is_refused(monkeypatch):
+    real = broadcast.encode_manifest
+    monkeypatch.setattr(broadcast, "encode_manifest", lambda entries: real([*entries, Entry("more", "uint8", (9,))]))
+    fault = together(2, lambda w: w.main_then_broadcast("s", lambda: {"x": torch.ones(2)}))[1]
+    assert "list does not agree with its length" in str(fault)
+
+
+def test_sums_of_sixteen_bits_are_rounded_once():
+    parts = [256.0, 1.0, 1.0]
+    for found in together(3, lambda w: (w.enter("a"), w.all_reduce(torch.tensor([parts[w.rank]], dtype=torch.bfloat16)))[1]):
+        assert float(found) == 258.0  # 256 + 1 is 256 in bfloat16
 
 
 @pytest.mark.parametrize("made", [{"x": torch.zeros(2, dtype=torch.complex64)}, {"": torch.zeros(2)}, None], ids=range(3))
