@@ -35,7 +35,11 @@ from glmc.runtime.vision import CODES, STAGE, Vision
 from glmc.runtime.whole import Whole
 
 if TYPE_CHECKING:
+    from glmc.runtime.engines.onnx import Session
     from glmc.runtime.image.pipeline import ImageModel
+
+WHOLE = ("native", "onnx")
+"""Engines that run a program as one."""
 
 
 def load(path: Any, threads: int | None = None, device: str | None = None, ranks: Ranks | None = None) -> Model | ImageModel:
@@ -80,15 +84,17 @@ class Model:
         if self.device.stale:
             warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=3)
         opened = time.perf_counter()
-        whole = manifest["engine"] == "native"
+        whole = manifest["engine"] in WHOLE
         with ThreadPoolExecutor(1) as beside:
             code = None if whole else beside.submit(open_code, artifact, program, self.bounds["max_batch"], self.device)
             staging = self.device.staging if share is None else None  # the whole weights stay where there is room for them
-            self.weights = artifact.load_weights(self.threads, staging and staging())
+            # ONNX Runtime reads those of the text by itself.
+            needed = manifest["engine"] != "onnx" or len(self.programs) > 1
+            self.weights = artifact.load_weights(self.threads, staging and staging()) if needed else {}
             self.weights = self.weights if share is None else share.weights(self.weights, self.device.torch)
             self.calls = code and code.result()
         loaded = time.perf_counter()
-        self.runner: Whole | ByRegion = self._whole() if whole else self.by_region()
+        self.runner: Whole | Session | ByRegion = self._whole() if whole else self.by_region()
         tower = self.programs.get(STAGE)
         self.vision = Vision(artifact, tower, self.weights, self.kept, self.device, self.threads) if tower else None
         self._holder = 0
@@ -103,9 +109,14 @@ class Model:
     def by_region(self) -> ByRegion:
         """The program as regions that run one by one, with a cache of their own."""
         calls = self.calls or open_code(self.artifact, self.program, self.max_batch, self.device)
-        return ByRegion(self.artifact, self.program, self.weights, calls, self.device, self.kept, self.ranks)
+        weights = self.weights or self.artifact.load_weights(self.threads)
+        return ByRegion(self.artifact, self.program, weights, calls, self.device, self.kept, self.ranks)
 
-    def _whole(self) -> Whole:
+    def _whole(self) -> Whole | Session:
+        if self.artifact.manifest["engine"] == "onnx":
+            from glmc.runtime.engines.onnx import Session  # the others run without ONNX Runtime
+
+            return Session(self.artifact, self.program, self.threads)
         check_weights(self.program, self.weights, self.kept)
         return Whole(self.artifact, self.program, self.weights, self.kept, self.threads, self.ranks)
 

@@ -1,0 +1,120 @@
+"""A program as one ONNX model: a function for each distinct region, and a graph that calls them with their weights.
+
+Weights are no part of the model: each is told by where its bytes lie in the artefact's own weight files. Inputs are what the
+program takes, the caches as they are before, and `rows`: which of the new tokens get logits. Outputs are the logits and the
+caches as they are after, of the same shape, so that a runtime may write them in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glmc import __version__
+from glmc.errors import InternalError
+from glmc.kernels.onnx import IR_VERSION, OPSET, vendor
+from glmc.passes.onnx_region import check, function_of, written
+from glmc.program import Program, Spec
+
+ROWS, LOGITS = "rows", "logits"
+Places = Mapping[str, tuple[str, int, int]]
+"""Weight -> the file that holds it, the first of its bytes there, and how many they are."""
+
+
+def functions_of(program: Program, family: str) -> list[Any]:
+    """Every region as a function. Raises UnsupportedTarget for an op that ONNX is not written for."""
+    check(program)
+    return [function_of(region, f"glmc.{family}") for region in program.regions.values()]
+
+
+def model_of(program: Program, functions: list[Any], places: Places) -> bytes:
+    """The model as a file's bytes."""
+    ir = vendor("onnx_ir")
+    by_name = {function.name: function for function in functions}
+    graph = _Graph(program, places)
+    for step in program.steps:
+        if step.moves:
+            raise InternalError("a program of one rank has no steps between regions", field=step.region)
+        region = program.regions[step.region]
+        inputs = [graph.value(name, role, spec, step.rows == "last")
+                  for name, (_, role, spec) in zip(step.inputs, region.inputs, strict=True)]
+        caches = [name for name, (own, _, _) in zip(step.inputs, region.inputs, strict=True) if own in written(region)]
+        specs = [*region.outputs, *(spec for own, _, spec in region.inputs if own in written(region))]
+        outputs = [_value(name.replace("cache:", "present."), spec)
+                   for name, spec in zip([*step.outputs, *caches], specs, strict=True)]
+        graph.nodes.append(ir.Node(by_name[region.name].domain, region.name, inputs, outputs=outputs))
+        graph.values.update(zip([*step.outputs, *caches], outputs, strict=True))
+    logits = graph.values[program.logits]
+    logits.name = LOGITS
+    logits.shape = ir.Shape([logits.shape[0], "R", *list(logits.shape)[2:]])
+    whole = ir.Graph(list(graph.inputs.values()), [logits, *(graph.values[name] for name in graph.caches)], nodes=graph.nodes,
+                     initializers=list(graph.weights.values()), name="glmc",
+                     opset_imports={"": OPSET, by_name[next(iter(by_name))].domain: 1})
+    model = ir.Model(whole, ir_version=IR_VERSION, producer_name="glmc", producer_version=__version__, functions=functions)
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+class _Graph:
+    """What the calls have made so far, by the program's names."""
+
+    def __init__(self, program: Program, places: Places) -> None:
+        self.places = places
+        self.nodes: list[Any] = []
+        self.inputs: dict[str, Any] = {}
+        self.weights: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
+        self.caches = list(dict.fromkeys(name for step in program.steps for name in step.inputs if name.startswith("cache:")))
+        asked = {name: spec for step in program.steps
+                 for name, (_, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True)
+                 if role != "weight" and name.startswith(("input:", "cache:"))}
+        for name in sorted(asked, key=lambda name: name.startswith("cache:")):
+            if name != "input:slots":
+                told = name.removeprefix("input:").replace("cache:", "past.")
+                self.values[name] = self.inputs[told] = _value(told, asked[name])
+        self.inputs[ROWS] = _value(ROWS, Spec("int64", ("R",)))
+        if "input:slots" in asked:
+            self.values["input:slots"] = self._slots(self.values[self.caches[0]])
+
+    def value(self, name: str, role: str, spec: Spec, last: bool) -> Any:
+        """What a step reads; of what has a row a new token only the asked rows, where `last`."""
+        if role == "weight":
+            return self._weight(name.removeprefix("weight:"), spec)
+        value = self.values[name]
+        if not last or "S" not in spec.shape:
+            return value
+        ir = vendor("onnx_ir")
+        at = spec.shape.index("S")
+        chosen = _value(f"{name}.{ROWS}", Spec(spec.dtype, tuple("R" if i == at else s for i, s in enumerate(spec.shape))))
+        self.nodes.append(ir.node("Gather", [value, self.inputs[ROWS]], {"axis": at}, outputs=[chosen]))
+        return chosen
+
+    def _weight(self, name: str, spec: Spec) -> Any:
+        ir = vendor("onnx_ir")
+        if name not in self.weights:
+            file, offset, nbytes = self.places[name]
+            value = _value(name, spec)
+            value.const_value = ir.ExternalTensor(file, offset, nbytes, value.dtype, shape=value.shape, name=name)
+            self.weights[name] = value
+        return self.weights[name]
+
+    def _slots(self, cache: Any) -> Any:
+        """The numbers of a cache's slots."""
+        ir = vendor("onnx_ir")
+        begin, step = (self._constant(name, value) for name, value in (("zero", 0), ("one", 1)))
+        count = ir.node("Shape", [cache], {"start": 1, "end": 2})
+        flat = ir.node("Squeeze", [count.outputs[0]])
+        slots = _value("slots", Spec("int64", ("L",)))
+        self.nodes += [count, flat, ir.node("Range", [begin, flat.outputs[0], step], outputs=[slots])]
+        return slots
+
+    def _constant(self, name: str, number: int) -> Any:
+        ir = vendor("onnx_ir")
+        node = ir.node("Constant", [], {"value_int": number})
+        node.outputs[0].name = name
+        self.nodes.append(node)
+        return node.outputs[0]
+
+
+def _value(name: str, spec: Spec) -> Any:
+    ir = vendor("onnx_ir")
+    return ir.val(name, ir.DataType["FLOAT" if spec.dtype == "float32" else spec.dtype.upper()], spec.shape)

@@ -1,0 +1,90 @@
+"""A region as one function of an ONNX model: each line of its text becomes a few nodes, fused ops by their kernels' `emit`.
+
+Inputs and outputs are the region's own, and after them each cache that it writes, as it is then.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from glmc import kernels
+from glmc.errors import UnsupportedTarget
+from glmc.kernels.onnx import function, vendor
+from glmc.passes.onnx_ops import TABLE, WRITES
+from glmc.program import Program, Region
+from glmc.region import argument, line, returned
+
+MACHINE = "onnx"
+
+
+def written(region: Region) -> list[str]:
+    """The caches that a region writes, by its own names, in the order of its inputs."""
+    called = [line(ast.parse(text).body[0])[1] for text in region.body[:-1]]
+    first = {ast.unparse(call.args[0]) for call in called if ast.unparse(call.func) in WRITES}
+    return [name for name, role, _ in region.inputs if role == "cache" and name in first]
+
+
+def check(program: Program) -> None:
+    """Raises UnsupportedTarget for the first step of any region that ONNX is not written for: its op, its module."""
+    for region in program.regions.values():
+        for number, text in enumerate(region.body[:-1]):
+            name = ast.unparse(line(ast.parse(text).body[0])[1].func)
+            if _emitter(name) is None:
+                raise UnsupportedTarget(f"the target {MACHINE} has nothing for an op of this model", field=name,
+                                        found=_module(program, region, number))
+
+
+def function_of(region: Region, domain: str) -> Any:
+    """The region as a function of `domain` under its own name. Call `check` before."""
+    ir = vendor("onnx_ir")
+    values = [ir.val(name, ir.DataType[_type(spec.dtype)], spec.shape) for name, _, spec in region.inputs]
+
+    def body(op: Any, *inputs: Any) -> list[Any]:
+        env: dict[str, Any] = dict(zip((name for name, _, _ in region.inputs), inputs, strict=True))
+        parsed = [ast.parse(text).body[0] for text in region.body]
+        for statement in parsed[:-1]:
+            name, call = line(statement)
+            told = ast.unparse(call.func)
+            emit = _emitter(told)
+            if emit is None:
+                raise UnsupportedTarget(f"the target {MACHINE} has nothing for an op of this model", field=told)
+            env[name] = emit(op, *(argument(a, env) for a in call.args),
+                             **{str(k.arg): argument(k.value, env) for k in call.keywords})
+            made = env[name]
+            if getattr(made, "producer", None) and made.producer() is not None and made.name not in env:
+                made.name = name
+            if told in WRITES:
+                env[ast.unparse(call.args[0])] = env[name]
+        return [*returned(parsed[-1:], env), *(env[name] for name in written(region))]
+
+    return function(domain, region.name, values, body)
+
+
+def _type(dtype: str) -> str:
+    return "FLOAT" if dtype == "float32" else dtype.upper()
+
+
+def _emitter(name: str) -> Callable | None:
+    """What writes an op of a region's text, by its name there; None where nothing does."""
+    space, _, op = name.partition(".")
+    if space == "glmc" and kernels.has(op, MACHINE):
+        return importlib.import_module(f"glmc.kernels.{op}.{MACHINE}").emit
+    return TABLE.get(name)
+
+
+def _module(program: Program, region: Region, number: int) -> str:
+    """The published module around a line of a region's text: the innermost whose place holds it."""
+    made = {text.partition(" = ")[0]: at for at, text in enumerate(region.body[:-1])}
+
+    def at(name: str) -> int:
+        return made.get(name.partition("[")[0], -1)
+
+    around = [module for module, place in program.places.get(region.name, {}).items() if place.outputs
+              and max(map(at, place.inputs), default=-1) < number <= max(map(at, place.outputs))]
+    step = next(step for step in program.steps if step.region == region.name)
+    layer = next((name.removeprefix("weight:").rsplit(".layers.", 1) for name in step.inputs if ".layers." in name), None)
+    prefix = [] if layer is None else [f"{layer[0]}.layers.{layer[1].partition('.')[0]}"]
+    return ".".join([*prefix, *([max(around, key=len)] if around else [])]) or region.kind
