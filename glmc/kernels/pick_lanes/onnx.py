@@ -17,7 +17,7 @@ def emit(op: Any, x: Any, axis_map: Sequence[int]) -> Any:
     rank = len(sizes(x))
     last_first = op.Transpose(x, perm=[rank - 1, *range(rank - 1)])
     lanes = tensor([[lane, row] for lane, row in enumerate(axis_map)], "int64")
-    return op.Transpose(op.GatherND(last_first, lanes), perm=[*range(1, rank - 1), 0])
+    return op.Transpose(op.GatherND(last_first, op.Constant(value=lanes)), perm=[*range(1, rank - 1), 0])
 
 
 run = alone(emit)
