@@ -31,27 +31,31 @@ def model_of(program: Program, functions: list[Any], places: Places) -> bytes:
     """The model as a file's bytes."""
     ir = vendor("onnx_ir")
     by_name = {function.name: function for function in functions}
+    changed = {name: written(region) for name, region in program.regions.items()}
     graph = _Graph(program, places)
     for step in program.steps:
         if step.moves:
             raise InternalError("a program of one rank has no steps between regions", field=step.region)
         region = program.regions[step.region]
-        inputs = [graph.value(name, role, spec, step.rows == "last")
-                  for name, (_, role, spec) in zip(step.inputs, region.inputs, strict=True)]
-        caches = [name for name, (own, _, _) in zip(step.inputs, region.inputs, strict=True) if own in written(region)]
-        specs = [*region.outputs, *(spec for own, _, spec in region.inputs if own in written(region))]
-        outputs = [_value(name.replace("cache:", "present."), spec)
-                   for name, spec in zip([*step.outputs, *caches], specs, strict=True)]
+        takes = list(zip(step.inputs, region.inputs, strict=True))
+        inputs = [graph.value(name, role, spec, step.rows == "last") for name, (_, role, spec) in takes]
+        caches = [(name, spec) for name, (own, _, spec) in takes if own in changed[region.name]]
+        outputs = [*(ir.Value(name=name) for name in step.outputs),
+                   *(_value(name.replace("cache:", "present."), spec) for name, spec in caches)]
         graph.nodes.append(ir.Node(by_name[region.name].domain, region.name, inputs, outputs=outputs))
-        graph.values.update(zip([*step.outputs, *caches], outputs, strict=True))
+        graph.values.update(zip([*step.outputs, *(name for name, _ in caches)], outputs, strict=True))
+    spec = program.regions[program.steps[-1].region].outputs[0]
     logits = graph.values[program.logits]
-    logits.name = LOGITS
-    logits.shape = ir.Shape([logits.shape[0], "R", *list(logits.shape)[2:]])
+    logits.name, logits.dtype, logits.shape = LOGITS, ir.DataType.FLOAT, ir.Shape(["B", "R", spec.shape[-1]])
     whole = ir.Graph(list(graph.inputs.values()), [logits, *(graph.values[name] for name in graph.caches)], nodes=graph.nodes,
                      initializers=list(graph.weights.values()), name="glmc",
                      opset_imports={"": OPSET, by_name[next(iter(by_name))].domain: 1})
+    for node in whole:
+        node.name = None
     model = ir.Model(whole, ir_version=IR_VERSION, producer_name="glmc", producer_version=__version__, functions=functions)
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    told = ir.to_proto(model)
+    del told.graph.value_info[:]  # of the weights, whose sizes stand beside their places
+    return told.SerializeToString(deterministic=True)
 
 
 class _Graph:
@@ -76,7 +80,7 @@ class _Graph:
             self.values["input:slots"] = self._slots(self.values[self.caches[0]])
 
     def value(self, name: str, role: str, spec: Spec, last: bool) -> Any:
-        """What a step reads; of what has a row a new token only the asked rows, where `last`."""
+        """What a step reads; of what has a row for each new token only the asked rows, where `last`."""
         if role == "weight":
             return self._weight(name.removeprefix("weight:"), spec)
         value = self.values[name]
