@@ -142,9 +142,7 @@ class ArtifactWriter:
 
     def link(self, weights: Mapping[str, TensorInfo], checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
         """Share the files that hold `weights` with the checkpoint; call it once, before it is read. See `link_weights`.
-
-        Returns of each weight its file here, its first byte there, and how many bytes it has.
-        """
+        Returns of each weight its file here, its first byte there, and how many bytes it has."""
         table, files = link_weights(self.folder, weights, checkpoint)
         self.add_json(LINKED, table)
         self._files.update(files)

@@ -101,7 +101,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
             places |= writer.link(linked, checkpoint)
             progress("link weights", len(linked), len(linked))
         if functions:
-            writer.add_bytes(ONNX, onnx.model_of(surveyed.program, functions, places))
+            writer.add_bytes(ONNX, onnx.model_of(surveyed.program, functions, places, __version__))
         proofs = [proof for runs, captured in surveyed.captured.items() for proof in prove(captured, runs)]
         progress("prove", len(proofs), len(proofs))
         ours = [program for program in surveyed.programs.values() if native and program.engine is None]

@@ -41,7 +41,8 @@ class Survey:
     """A surveyed model.
 
     programs: part -> program. weights: parameter -> (dtype name, shape). joined: a parameter that the compiler made -> the
-    published ones whose rows it holds, in order. captured: the steps that each distinct taken site replaced, by the target whose kernels took them.
+    published ones whose rows it holds, in order. captured: the steps that each distinct taken site replaced, by the target
+    whose kernels took it.
     """
 
     config: dict[str, Any]

@@ -15,8 +15,8 @@ from glmc.errors import UnknownName, UnsupportedTarget
 class Target:
     """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there,
     or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead.
-    flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess. packages: what compiling for it imports, which
-    `pip install glmc[EXTRA]` brings. dtypes: what it computes in, the one of "auto" first where a checkpoint's is none of them."""
+    flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess. packages: what compiling for it imports,
+    which `pip install glmc[EXTRA]` brings. dtypes: what it computes in; the first is taken for a checkpoint in another."""
 
     name: str
     machine: str
@@ -29,6 +29,10 @@ class Target:
     packages: tuple[str, ...] = ()
     extra: str = ""
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
+
+    def lacking(self) -> list[str]:
+        """The packages that compiling for it imports and that are not installed."""
+        return [package for package in self.packages if importlib.util.find_spec(package) is None]
 
     def beside(self) -> Target:
         """Where the parts run that stand beside the text: here, or for a target that is only written for text, engine `fx`."""
@@ -46,7 +50,8 @@ TARGETS = {t.name: t for t in (
     Target("rocm:gfx942", "triton", "fx", 5.0e12, 5.0, gpu=("hip", "gfx942", 64), flops=1307e12),
     Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0, flops=320e12),
     Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, _LATER),
-    Target("onnx", "onnx", "onnx", 40e9, 2.0, packages=("onnx", "onnxscript", "onnxruntime"), extra="onnx", dtypes=("float32",)),
+    Target("onnx", "onnx", "onnx", 40e9, 2.0, packages=("onnx", "onnxscript", "onnxruntime"), extra="onnx",
+           dtypes=("float32",)),
 )}
 
 
@@ -91,8 +96,7 @@ def compilable(name: str) -> Target:
     if target.missing:
         raise UnsupportedTarget(target.missing, field="target", found=name,
                                 expected=", ".join(t.name for t in TARGETS.values() if not t.missing))
-    lost = next((package for package in target.packages if importlib.util.find_spec(package) is None), None)
-    if lost is not None:
-        raise UnsupportedTarget("a package that this target is compiled with is not installed", field=name, found=lost,
+    if lacking := target.lacking():
+        raise UnsupportedTarget("a package that this target is compiled with is not installed", field=name, expected=lacking[0],
                                 hint=f"pip install 'glmc[{target.extra}]'")
     return target

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmc import __version__
 from glmc.errors import InternalError
-from glmc.kernels.onnx import IR_VERSION, OPSET, vendor
+from glmc.kernels.onnx import IR_VERSION, OPSET, kind, value, vendor
 from glmc.passes.onnx_region import check, function_of, written
 from glmc.program import Program, Spec
 
@@ -27,8 +26,8 @@ def functions_of(program: Program, family: str) -> list[Any]:
     return [function_of(region, f"glmc.{family}") for region in program.regions.values()]
 
 
-def model_of(program: Program, functions: list[Any], places: Places) -> bytes:
-    """The model as a file's bytes."""
+def model_of(program: Program, functions: list[Any], places: Places, version: str) -> bytes:
+    """The model as a file's bytes. version: glmc's."""
     ir = vendor("onnx_ir")
     by_name = {function.name: function for function in functions}
     changed = {name: written(region) for name, region in program.regions.items()}
@@ -38,21 +37,21 @@ def model_of(program: Program, functions: list[Any], places: Places) -> bytes:
             raise InternalError("a program of one rank has no steps between regions", field=step.region)
         region = program.regions[step.region]
         takes = list(zip(step.inputs, region.inputs, strict=True))
-        inputs = [graph.value(name, role, spec, step.rows == "last") for name, (_, role, spec) in takes]
+        inputs = [graph.read(name, role, spec, step.rows == "last") for name, (_, role, spec) in takes]
         caches = [(name, spec) for name, (own, _, spec) in takes if own in changed[region.name]]
         outputs = [*(ir.Value(name=name) for name in step.outputs),
-                   *(_value(name.replace("cache:", "present."), spec) for name, spec in caches)]
+                   *(value(name.replace("cache:", "present."), spec.dtype, spec.shape) for name, spec in caches)]
         graph.nodes.append(ir.Node(by_name[region.name].domain, region.name, inputs, outputs=outputs))
         graph.values.update(zip([*step.outputs, *(name for name, _ in caches)], outputs, strict=True))
     spec = program.regions[program.steps[-1].region].outputs[0]
     logits = graph.values[program.logits]
-    logits.name, logits.dtype, logits.shape = LOGITS, ir.DataType.FLOAT, ir.Shape(["B", "R", spec.shape[-1]])
+    logits.name, logits.dtype, logits.shape = LOGITS, kind("float32"), ir.Shape(["B", "R", spec.shape[-1]])
     whole = ir.Graph(list(graph.inputs.values()), [logits, *(graph.values[name] for name in graph.caches)], nodes=graph.nodes,
                      initializers=list(graph.weights.values()), name="glmc",
                      opset_imports={"": OPSET, by_name[next(iter(by_name))].domain: 1})
     for node in whole:
         node.name = None
-    model = ir.Model(whole, ir_version=IR_VERSION, producer_name="glmc", producer_version=__version__, functions=functions)
+    model = ir.Model(whole, ir_version=IR_VERSION, producer_name="glmc", producer_version=version, functions=functions)
     told = ir.to_proto(model)
     del told.graph.value_info[:]  # of the weights, whose sizes stand beside their places
     return told.SerializeToString(deterministic=True)
@@ -74,40 +73,38 @@ class _Graph:
         for name in sorted(asked, key=lambda name: name.startswith("cache:")):
             if name != "input:slots":
                 told = name.removeprefix("input:").replace("cache:", "past.")
-                self.values[name] = self.inputs[told] = _value(told, asked[name])
-        self.inputs[ROWS] = _value(ROWS, Spec("int64", ("R",)))
+                self.values[name] = self.inputs[told] = value(told, asked[name].dtype, asked[name].shape)
+        self.inputs[ROWS] = value(ROWS, "int64", ["R"])
         if "input:slots" in asked:
             self.values["input:slots"] = self._slots(self.values[self.caches[0]])
 
-    def value(self, name: str, role: str, spec: Spec, last: bool) -> Any:
+    def read(self, name: str, role: str, spec: Spec, last: bool) -> Any:
         """What a step reads; of what has a row for each new token only the asked rows, where `last`."""
         if role == "weight":
             return self._weight(name.removeprefix("weight:"), spec)
-        value = self.values[name]
+        made = self.values[name]
         if not last or "S" not in spec.shape:
-            return value
-        ir = vendor("onnx_ir")
+            return made
         at = spec.shape.index("S")
-        chosen = _value(f"{name}.{ROWS}", Spec(spec.dtype, tuple("R" if i == at else s for i, s in enumerate(spec.shape))))
-        self.nodes.append(ir.node("Gather", [value, self.inputs[ROWS]], {"axis": at}, outputs=[chosen]))
-        return chosen
+        chosen = vendor("onnx_ir").node("Gather", [made, self.inputs[ROWS]], {"axis": at})
+        self.nodes.append(chosen)
+        return chosen.outputs[0]
 
     def _weight(self, name: str, spec: Spec) -> Any:
         ir = vendor("onnx_ir")
         if name not in self.weights:
             file, offset, nbytes = self.places[name]
-            value = _value(name, spec)
-            value.const_value = ir.ExternalTensor(file, offset, nbytes, value.dtype, shape=value.shape, name=name)
-            self.weights[name] = value
+            made = self.weights[name] = value(name, spec.dtype, spec.shape)
+            made.const_value = ir.ExternalTensor(file, offset, nbytes, made.dtype, shape=made.shape, name=name)
         return self.weights[name]
 
     def _slots(self, cache: Any) -> Any:
         """The numbers of a cache's slots."""
         ir = vendor("onnx_ir")
-        begin, step = (self._constant(name, value) for name, value in (("zero", 0), ("one", 1)))
+        begin, step = (self._constant(name, number) for name, number in (("zero", 0), ("one", 1)))
         count = ir.node("Shape", [cache], {"start": 1, "end": 2})
         flat = ir.node("Squeeze", [count.outputs[0]])
-        slots = _value("slots", Spec("int64", ("L",)))
+        slots = value("slots", "int64", ["L"])
         self.nodes += [count, flat, ir.node("Range", [begin, flat.outputs[0], step], outputs=[slots])]
         return slots
 
@@ -117,8 +114,3 @@ class _Graph:
         node.outputs[0].name = name
         self.nodes.append(node)
         return node.outputs[0]
-
-
-def _value(name: str, spec: Spec) -> Any:
-    ir = vendor("onnx_ir")
-    return ir.val(name, ir.DataType["FLOAT" if spec.dtype == "float32" else spec.dtype.upper()], spec.shape)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from glmc.errors import InternalError
-from glmc.kernels.onnx import fixed, sizes, transposed, vendor
+from glmc.kernels.onnx import fixed, kind, resized, sizes, transposed
 
 Value = Any
 _END = 1 << 62
@@ -33,7 +33,8 @@ def size(op: Any, x: Value, dim: int) -> Any:
     if isinstance(found, int):
         return found
     inputs = sorted(op.builder.root.graph.inputs, key=lambda given: given.dtype.is_floating_point())
-    given, at = next(((given, at) for given in inputs for at, other in enumerate(given.shape) if other == found), (x, _dim(x, dim)))
+    own = x, _dim(x, dim)
+    given, at = next(((given, at) for given in inputs for at, other in enumerate(given.shape) if other == found), own)
     return op.Shape(given, start=at, end=at + 1)
 
 
@@ -45,7 +46,7 @@ def _slice(op: Any, x: Value, dim: int = 0, start: int | None = None, end: int |
     if whole is not None:
         dims = list(x.shape)
         dims[dim] = len(range(*slice(start, end, step).indices(whole)))
-        out.shape = vendor("onnx_ir").Shape(dims)
+        resized(out, dims)
     return out
 
 
@@ -73,8 +74,7 @@ def _linear(op: Any, x: Value, weight: Value, bias: Value | None = None) -> Valu
     if rank == 2:
         return out
     out = op.Reshape(out, shape(op, [*(size(op, x, dim) for dim in range(rank - 1)), fixed(weight, 0)]))
-    out.shape = vendor("onnx_ir").Shape([*list(x.shape)[:-1], fixed(weight, 0)])
-    return out
+    return resized(out, [*list(x.shape)[:-1], fixed(weight, 0)])
 
 
 def _embedding(op: Any, weight: Value, ids: Value, padding: int = -1) -> Value:
@@ -114,8 +114,7 @@ def _arange(op: Any, end: Any) -> Value:
 
 
 def _to(op: Any, x: Value, dtype: Any, *rest: Any) -> Value:
-    name = str(dtype).removeprefix("torch.").upper()
-    return op.Cast(x, to=vendor("onnx_ir").DataType["FLOAT" if name == "FLOAT32" else name])
+    return op.Cast(x, to=kind(str(dtype).removeprefix("torch.")))
 
 
 def _binary(name: str) -> Callable:

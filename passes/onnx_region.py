@@ -12,7 +12,7 @@ from typing import Any
 
 from glmc import kernels
 from glmc.errors import UnsupportedTarget
-from glmc.kernels.onnx import function, vendor
+from glmc.kernels.onnx import function, value
 from glmc.passes.onnx_ops import TABLE, WRITES
 from glmc.program import Program, Region
 from glmc.region import argument, line, returned
@@ -39,8 +39,7 @@ def check(program: Program) -> None:
 
 def function_of(region: Region, domain: str) -> Any:
     """The region as a function of `domain` under its own name. Call `check` before."""
-    ir = vendor("onnx_ir")
-    values = [ir.val(name, ir.DataType[_type(spec.dtype)], spec.shape) for name, _, spec in region.inputs]
+    values = [value(name, spec.dtype, spec.shape) for name, _, spec in region.inputs]
 
     def body(op: Any, *inputs: Any) -> list[Any]:
         env: dict[str, Any] = dict(zip((name for name, _, _ in region.inputs), inputs, strict=True))
@@ -61,10 +60,6 @@ def function_of(region: Region, domain: str) -> Any:
         return [*returned(parsed[-1:], env), *(env[name] for name in written(region))]
 
     return function(domain, region.name, values, body)
-
-
-def _type(dtype: str) -> str:
-    return "FLOAT" if dtype == "float32" else dtype.upper()
 
 
 def _emitter(name: str) -> Callable | None:

@@ -2,11 +2,11 @@
 
 `capture` cuts those steps out of the graph before the rewrite destroys them; `prove` runs both and the reference in
 float64. In each case by itself the kernel's worst error may be at most twice that of the steps plus one rounding step of
-the result; errors are relative to the largest exact value of their row. A vendor's op, whose sums have an order of their own, may
-declare in MOVED by how many rounding steps of the inputs the exact result may be moved instead. What is left in the inputs
-counts as a result too: a cache must be written, and nothing else touched. Angles are taken in float32 as published, their cosines and sines in
-float64. Of many rows the first and last are held against float64 and all against the steps. The worst errors go into the
-artefact.
+the result; errors are relative to the largest exact value of their row. A vendor's op, whose sums have an order of their
+own, may declare in MOVED by how many rounding steps of the inputs the exact result may be moved instead. What is left in the
+inputs counts as a result too: a cache must be written, and nothing else touched. Angles are taken in float32 as published,
+their cosines and sines in float64. Of many rows the first and last are held against float64 and all against the steps. The
+worst errors go into the artefact.
 """
 
 from __future__ import annotations

@@ -138,10 +138,10 @@ class Replay:
         return kernel_error, steps_error, step, max(r.numel() // r.shape[-1] for r in plain)
 
     def _moved(self, given: Tensors, exact: Results) -> float:
-        """How far the exact result goes where each input goes up or down by `moved` rounding steps, the worst of three draws."""
+        """How far the exact result goes where inputs go up or down by `moved` rounding steps, the worst of three draws."""
         draw, worst = torch.Generator().manual_seed(5), 0.0
         for _ in range(3):
-            other = {k: t.double() * (1 + self.moved * torch.finfo(t.dtype).eps * _signs(t, draw)) if t.is_floating_point() else t
+            other = {k: t.double() + t * self.moved * torch.finfo(t.dtype).eps * _signs(t, draw) if t.is_floating_point() else t
                      for k, t in given.items()}
             worst = max(worst, error_of(_exact(self.maths, other, self.scalars)[0], exact))
         return worst

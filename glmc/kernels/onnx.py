@@ -1,7 +1,7 @@
-"""What the files `onnx.py` of all ops share: an op is written into a graph by `emit`, and runs alone in ONNX Runtime for proofs.
+"""What the files `onnx.py` of all ops share: `emit` writes an op into a graph, `run` has ONNX Runtime do it alone, for proofs.
 
-`emit(op, ...)` has the reference's signature behind `op`, onnxscript's builder of a graph; tensors are values of onnx_ir with known
-ranks. The vendor's packages are imported when something is built or run, so that a model can be planned without them.
+`emit(op, ...)` has the reference's signature behind `op`, onnxscript's builder of a graph; tensors are values of onnx_ir with
+known ranks. The vendor's packages are imported when something is built or run, so that a model can be planned without them.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def only_float32(site: dict[str, Any], *names: str) -> str | None:
     return f"ONNX Runtime's CPU kernels are float32: {', '.join(wrong)}" if wrong else None
 
 
-def sizes(value: Any) -> tuple[int | None, ...]:
+def sizes(x: Any) -> tuple[int | None, ...]:
     """The dims of a value of onnx_ir, None where one moves. Raises InternalError where the rank is not known."""
-    if value.shape is None:
-        raise InternalError("the rank of a value is not known", field=value.name)
-    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+    if x.shape is None:
+        raise InternalError("the rank of a value is not known", field=x.name)
+    return tuple(dim if isinstance(dim, int) else None for dim in x.shape)
 
 
-def fixed(value: Any, dim: int) -> int:
+def fixed(x: Any, dim: int) -> int:
     """A dim that does not move. Raises InternalError for one that does."""
-    size = sizes(value)[dim]
+    size = sizes(x)[dim]
     if size is None:
-        raise InternalError("a size that must be known is not", field=value.name, found=str(value.shape))
+        raise InternalError("a size that must be known is not", field=x.name, found=str(x.shape))
     return size
 
 
@@ -76,7 +76,12 @@ def parted(op: Any, x: Any, heads: int, width: int) -> Any:
 
 def shaped(made: Any, like: Any, *last: int) -> Any:
     """`made`, of which it is now known that its first two dims are those of `like`; shape inference loses them."""
-    made.shape = vendor("onnx_ir").Shape([*list(like.shape)[:2], *last])
+    return resized(made, [*list(like.shape)[:2], *last])
+
+
+def resized(made: Any, dims: Sequence[Any]) -> Any:
+    """`made`, of which it is now known that it has these dims."""
+    made.shape = vendor("onnx_ir").Shape(dims)
     return made
 
 
@@ -85,28 +90,32 @@ def subgraph(op: Any, body: Callable, name: str, inputs: Sequence[Any] = (), out
 
     outputs: values with the types of its results; None for one of float32.
     """
-    ir = vendor("onnx_ir")
-    made = op.builder.subgraph(body, inputs, outputs or [ir.val(name, ir.DataType.FLOAT)], name=name)
-    for value in (*made.inputs, *(value for node in made for value in node.outputs)):
-        value.name = f"{name}_{op.builder.graph.num_nodes()}.{value.name}"  # no name in a function stands twice
+    made = op.builder.subgraph(body, inputs, outputs or [vendor("onnx_ir").val(name, kind("float32"))], name=name)
+    for inner in (*made.inputs, *(inner for node in made for inner in node.outputs)):
+        inner.name = f"{name}_{op.builder.graph.num_nodes()}.{inner.name}"  # no name in a function stands twice
     return made
 
 
-def tensor(values: Any, dtype: type | None = None) -> Any:
-    """A constant of these values."""
-    import numpy as np
+def tensor(numbers: Any) -> Any:
+    """A constant of whole numbers."""
+    return vendor("onnx_ir").tensor(numbers, dtype=kind("int64"))
 
-    return vendor("onnx_ir").tensor(np.asarray(values, dtype))
+
+def kind(dtype: str) -> Any:
+    """A dtype by torch's name of it."""
+    return vendor("onnx_ir").DataType["FLOAT" if dtype == "float32" else dtype.upper()]
+
+
+def value(name: str, dtype: str, dims: Sequence[int | str]) -> Any:
+    """A value of this dtype, by torch's name, and sizes, a letter for one that moves."""
+    return vendor("onnx_ir").val(name, kind(dtype), dims)
 
 
 def alone(emit: Callable) -> Callable:
     """`run` of an op: `emit` as the one thing in a graph, run by ONNX Runtime on the CPU with torch's tensors."""
 
     def run(*tensors: torch.Tensor | None, **scalars: Any) -> Any:
-        ir = vendor("onnx_ir")
-        dtypes = [None if t is None else ir.DataType.from_numpy(t.numpy().dtype) for t in tensors]
-        values = [None if t is None else ir.val(f"x{i}", dtype, ["B", *t.shape[1:]] if t.dim() > 2 else list(t.shape))
-                  for i, (t, dtype) in enumerate(zip(tensors, dtypes, strict=True))]
+        values = [None if t is None else _like(f"x{i}", t) for i, t in enumerate(tensors)]
         told: list[int] = []
 
         def body(op: Any, *given: Any) -> list[Any]:
@@ -133,20 +142,25 @@ def function(domain: str, name: str, inputs: Sequence[Any], body: Callable) -> A
     for node in ir.traversal.RecursiveGraphIterator(built.graph):
         node.name = None
         node.metadata_props.clear()
-        for value in node.outputs:
-            value.type = value.shape = None
+        for made in node.outputs:
+            made.type = made.shape = None
     return built
 
 
 def call(built: Any, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """A function run once by ONNX Runtime on the CPU, on one thread. tensors: its present inputs in order."""
     ir, runtime = vendor("onnx_ir"), vendor("onnxruntime")
-    given = [ir.val(f"given_{i}", ir.DataType.from_numpy(t.numpy().dtype), list(t.shape)) for i, t in enumerate(tensors)]
+    given = [_like(f"given_{i}", t) for i, t in enumerate(tensors)]
     node = ir.Node(built.domain, built.name, given, num_outputs=len(built.outputs))
     graph = ir.Graph(given, node.outputs, nodes=[node], name="once", opset_imports={"": OPSET, built.domain: 1})
     model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION, functions=[built]))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    made = session.run(None, {value.name: t.contiguous().numpy() for value, t in zip(given, tensors, strict=True)})
+    made = session.run(None, {one.name: t.contiguous().numpy() for one, t in zip(given, tensors, strict=True)})
     return [torch.from_numpy(array.copy()) for array in made]
+
+
+def _like(name: str, t: torch.Tensor) -> Any:
+    """A value with a tensor's dtype and sizes; the first of many moves, as rows do."""
+    return value(name, str(t.dtype).removeprefix("torch."), ["B", *t.shape[1:]] if t.dim() > 2 else list(t.shape))

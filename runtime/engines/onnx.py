@@ -1,4 +1,4 @@
-"""Engine `onnx`: a model as one session of ONNX Runtime on the CPU, opened from the artefact's own files once they are verified.
+"""Engine `onnx`: a model as one session of ONNX Runtime on the CPU, opened from the verified files.
 
 The cache is ours: each layer's keys and values are bound as what the model reads and as what it writes, so that new tokens are
 written in place and nothing else is copied. What `open` offers is one region by itself, out of the same model, for comparing.
@@ -124,7 +124,8 @@ class Cache:
         self.slots, self.told = slots, (0, 0, 0)
 
 
-def open(artifact: Artifact, region: Region, form: str, device: Device) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
+def open(artifact: Artifact, region: Region, form: str, device: Device,
+         ) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
     """The region's function out of the artefact's model, the same for every form. A call writes the caches it is given."""
     ir = vendor("onnx_ir")
     model = ir.from_proto(vendor("onnx").load_from_string(artifact.read(ONNX)))

@@ -10,7 +10,7 @@ from typing import Any
 from glmc.kernels.onnx import alone, fixed, joined, only_float32, parted, shaped, transposed
 
 MOVED = 4
-"""See glmc.passes.prove: ONNX Runtime adds in another order than torch, and large scores that nearly tie amplify a rounding step."""
+"""See glmc.passes.prove: ONNX Runtime adds in another order than torch, which large scores that nearly tie amplify."""
 
 
 def accepts(site) -> str | None:

@@ -1,4 +1,4 @@
-"""Latent attention in two ways, of which the graph takes one: one new token a row reads the compressed slots, many open them first.
+"""Latent attention in two ways, of which the graph takes one: one new token a row reads compressed slots, many open them.
 
 Closed, kv_b's rows go into the query and the result, and all heads share one key and one value a slot: the compressed row with
 the part that is turned, and the row. Either way it is one Attention node with plain products around it.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmc.kernels.onnx import alone, fixed, only_float32, parted, shaped, subgraph, transposed, vendor
+from glmc.kernels.onnx import alone, fixed, kind, only_float32, parted, shaped, subgraph, transposed
 
 MOVED = 4
-"""See glmc.passes.prove: ONNX Runtime adds in another order than torch, and large scores that nearly tie amplify a rounding step."""
+"""See glmc.passes.prove: ONNX Runtime adds in another order than torch, which large scores that nearly tie amplify."""
 
 
 def accepts(site) -> str | None:
@@ -57,10 +57,9 @@ def _allowed(op: Any, visible: Any, chosen: Any) -> Any:
     """bool [B, 1, S, L]: the visible slots, of the chosen ones where there is a choice."""
     if chosen is None:
         return visible
-    ir = vendor("onnx_ir")
-    at = op.Unsqueeze(op.Cast(chosen, to=ir.DataType.INT64), [1])
-    none = op.Cast(op.Mul(op.Cast(visible, to=ir.DataType.FLOAT), 0.0), to=ir.DataType.BOOL)
-    among = op.ScatterElements(none, at, op.Cast(op.Add(op.Mul(at, 0), 1), to=ir.DataType.BOOL), axis=-1)
+    at = op.Unsqueeze(op.Cast(chosen, to=kind("int64")), [1])
+    true = op.GreaterOrEqual(at, 0)
+    among = op.ScatterElements(op.And(visible, op.Not(visible)), at, true, axis=-1)
     return op.And(visible, among)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmc.kernels.onnx import alone, fixed, only_float32, vendor
+from glmc.kernels.onnx import alone, fixed, kind, only_float32
 
 
 def accepts(site) -> str | None:
@@ -17,7 +17,7 @@ def emit(op: Any, query: Any, index: Any, shares: Any, visible: Any, *, scale: f
     scores = op.Relu(op.Mul(op.MatMul(query, op.Transpose(rows, perm=[0, 1, 3, 2])), scale))
     total = op.Squeeze(op.MatMul(op.Unsqueeze(op.Mul(shares, head_scale), [2]), scores), [2])
     seen = op.Where(op.Squeeze(visible, [1]), total, float("-inf"))
-    return op.Cast(op.TopK(seen, [top], _outputs=2)[1], to=vendor("onnx_ir").DataType.INT32)
+    return op.Cast(op.TopK(seen, [top], _outputs=2)[1], to=kind("int32"))
 
 
 run = alone(emit)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmc.kernels.onnx import alone, fixed, only_float32, subgraph, vendor
+from glmc.kernels.onnx import alone, fixed, only_float32, subgraph, value
 from glmc.kernels.silu_mul.onnx import emit as silu_mul
 
 
@@ -17,7 +17,6 @@ def accepts(site) -> str | None:
 
 def emit(op: Any, x: Any, experts: Any, weights: Any, gate_up: Any, down: Any) -> Any:
     """x [T, H], experts int64 [T, K] below E, weights float32 [T, K], gate_up [E, 2I, H], down [E, H, I] -> [T, H]."""
-    ir = vendor("onnx_ir")
     hidden, inner = fixed(gate_up, 2), fixed(gate_up, 1) // 2
     chosen = op.Unique(op.Reshape(experts, [-1]), sorted=1)
     count = op.Squeeze(op.Shape(chosen), [0])
@@ -34,9 +33,9 @@ def emit(op: Any, x: Any, experts: Any, weights: Any, gate_up: Any, down: Any) -
         out = inside.Mul(out, inside.Unsqueeze(share, [-1]))
         return inside.Identity(go), inside.ScatterND(total, inside.Unsqueeze(token, [-1]), out, reduction="add")
 
-    total = ir.DataType.FLOAT, ["T", hidden]
-    body = subgraph(op, one, "expert", [ir.val("turn", ir.DataType.INT64, []), ir.val("go", ir.DataType.BOOL, []),
-                                        ir.val("total", *total)], [ir.val("goes", ir.DataType.BOOL, []), ir.val("sum", *total)])
+    rows = "float32", ["T", hidden]
+    body = subgraph(op, one, "expert", [value("turn", "int64", []), value("go", "bool", []), value("total", *rows)],
+                    [value("goes", "bool", []), value("sum", *rows)])
     return op.Loop(count, None, op.Mul(x, 0.0), body=body)
 
 

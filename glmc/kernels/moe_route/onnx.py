@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmc.kernels.onnx import alone, fixed, vendor
+from glmc.kernels.onnx import alone, fixed, kind
 
 
 def accepts(site) -> str | None:
@@ -21,7 +21,7 @@ def emit(op: Any, logits: Any, bias: Any, *, groups: int, kept: int, top: int, n
         best = op.ReduceSum(op.TopK(grouped, [2], _outputs=2)[0], [-1], keepdims=0)
         chosen = op.TopK(best, [kept], _outputs=2)[1]
         numbers = op.Equal(op.Unsqueeze(chosen, [-1]), list(range(groups)))
-        allowed = op.ReduceMax(op.Cast(numbers, to=vendor("onnx_ir").DataType.FLOAT), [1], keepdims=0)
+        allowed = op.ReduceMax(op.Cast(numbers, to=kind("float32")), [1], keepdims=0)
         hidden = op.Equal(op.Unsqueeze(allowed, [-1]), 0.0)
         choice = op.Reshape(op.Where(hidden, float("-inf"), grouped), [0, -1])
     experts = op.TopK(choice, [top], sorted=0, _outputs=2)[1]

@@ -16,7 +16,7 @@ def emit(op: Any, x: Any, axis_map: Sequence[int]) -> Any:
     """x [A, ..., n]; axis_map n rows in [0, A) -> [..., n] with out[..., i] = x[axis_map[i], ..., i]."""
     rank = len(sizes(x))
     last_first = op.Transpose(x, perm=[rank - 1, *range(rank - 1)])
-    lanes = tensor([[lane, row] for lane, row in enumerate(axis_map)], "int64")
+    lanes = tensor([[lane, row] for lane, row in enumerate(axis_map)])
     return op.Transpose(op.GatherND(last_first, op.Constant(value=lanes)), perm=[*range(1, rank - 1), 0])
 
 

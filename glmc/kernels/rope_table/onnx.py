@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from glmc.kernels.onnx import alone, sizes, vendor
+from glmc.kernels.onnx import alone, kind, sizes
 from glmc.kernels.pick_lanes.onnx import emit as pick_lanes
 
 
@@ -20,7 +20,7 @@ def emit(op: Any, positions: Any, inv_freq: Any, *, axis_map: tuple[int, ...] | 
 
     axial: positions [..., A] -> [..., A * n], the coordinates side by side.
     """
-    wide = op.Cast(positions, to=vendor("onnx_ir").DataType.FLOAT)
+    wide = op.Cast(positions, to=kind("float32"))
     angle = op.Mul(op.Unsqueeze(wide, [-1]), inv_freq)
     if axis_map is not None:
         angle = pick_lanes(op, angle, axis_map)
