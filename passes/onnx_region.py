@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,11 @@ from glmc import kernels
 from glmc.errors import UnsupportedTarget
 from glmc.kernels.onnx import function, value
 from glmc.passes.onnx_ops import TABLE, WRITES
-from glmc.program import Program, Region
+from glmc.program import Place, Program, Region
 from glmc.region import argument, line, returned
 
 MACHINE = "onnx"
+_LAYER = re.compile(r"(?:.*\.)?layers\.\d+")
 
 
 def written(region: Region) -> list[str]:
@@ -71,15 +73,25 @@ def _emitter(name: str) -> Callable | None:
 
 
 def _module(program: Program, region: Region, number: int) -> str:
-    """The published module around a line of a region's text: the innermost whose place holds it."""
-    made = {text.partition(" = ")[0]: at for at, text in enumerate(region.body[:-1])}
-
-    def at(name: str) -> int:
-        return made.get(name.partition("[")[0], -1)
-
-    around = [module for module, place in program.places.get(region.name, {}).items() if place.outputs
-              and max(map(at, place.inputs), default=-1) < number <= max(map(at, place.outputs))]
+    """The published module around a line of a region's text: the one of the fewest lines that holds it."""
+    statements = [ast.parse(text).body[0] for text in region.body[:-1]]
+    read = {line(s)[0]: {n.id for n in ast.walk(line(s)[1]) if isinstance(n, ast.Name)} for s in statements}
+    wanted = line(statements[number])[0]
+    around = {module: inside for module, place in program.places.get(region.name, {}).items()
+              if wanted in (inside := _lines(place, read))}
     step = next(step for step in program.steps if step.region == region.name)
-    layer = next((name.removeprefix("weight:").rsplit(".layers.", 1) for name in step.inputs if ".layers." in name), None)
-    prefix = [] if layer is None else [f"{layer[0]}.layers.{layer[1].partition('.')[0]}"]
-    return ".".join([*prefix, *([max(around, key=len)] if around else [])]) or region.kind
+    layer = next((found[0] for name in step.inputs if (found := _LAYER.match(name.removeprefix("weight:")))), None)
+    module = min(around, key=lambda module: len(around[module]), default=None)
+    return ".".join(part for part in (layer, module) if part) or region.kind
+
+
+def _lines(place: Place, read: dict[str, set[str]]) -> set[str]:
+    """The lines between a module's inputs and its outputs, by their names."""
+    inside: set[str] = set()
+    ahead = [name.partition("[")[0] for name in place.outputs]
+    while ahead:
+        name = ahead.pop()
+        if name in read and name not in inside and name not in place.inputs:
+            inside.add(name)
+            ahead += read[name]
+    return inside
