@@ -115,6 +115,12 @@ class WeightWriter:
         """The size of all shards."""
         return sum(shard.total for shard in self._shards)
 
+    @property
+    def places(self) -> dict[str, tuple[str, int, int]]:
+        """Tensor -> its file, its first byte there, and how many bytes it has."""
+        return {name: (shard.file, begin, math.prod(self._wanted[name][1]) * BITS[self._wanted[name][0]] // 8)
+                for shard in self._shards for name, begin in shard.begins.items()}
+
     def write(self, name: str, tensor: torch.Tensor, first: int = 0) -> None:
         """Put one tensor in its place, or its rows from `first` on, which must be the next.
 

@@ -140,11 +140,13 @@ class ArtifactWriter:
         self.reserve(self._weights.total_bytes)
         return self._weights
 
-    def link(self, weights: Mapping[str, TensorInfo], checkpoint: Checkpoint) -> None:
-        """Share the files that hold `weights` with the checkpoint; call it once, before it is read. See `link_weights`."""
+    def link(self, weights: Mapping[str, TensorInfo], checkpoint: Checkpoint) -> dict[str, tuple[str, int, int]]:
+        """Share the files that hold `weights` with the checkpoint; call it once, before it is read. See `link_weights`.
+        Returns of each weight its file here, its first byte there, and how many bytes it has."""
         table, files = link_weights(self.folder, weights, checkpoint)
         self.add_json(LINKED, table)
         self._files.update(files)
+        return {name: (entry["file"], entry["offset"], entry["bytes"]) for name, entry in table["weights"].items()}
 
     def seal(self, manifest: dict[str, Any], check: Callable[[], None] | None = None) -> Path:
         """Write the manifest, make all durable, and publish under the target's name, which is returned.

@@ -34,6 +34,7 @@ from glmc.largest_media import settings_of
 from glmc.machine import cpu_flags
 from glmc.native.keep import QUANTS, Keep, kept_json
 from glmc.native.keeps import keeps_of
+from glmc.passes import onnx
 from glmc.passes.contenders import judge_for
 from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
@@ -42,7 +43,7 @@ from glmc.passes.prove_coded import prove_coded
 from glmc.passes.prove_native import prove_native
 from glmc.passes.workers import compile_all
 from glmc.placement import FIELD, Placement
-from glmc.program import MAIN, written
+from glmc.program import MAIN, ONNX, written
 from glmc.survey import Progress, Survey, survey, weights_of
 from glmc.target import Target, compilable
 from glmc.tensor_parallel import placement_of
@@ -92,12 +93,16 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         layout = [(name, *keeps[name].stored()) if name in keeps else (name, _SAFETENSORS[d], tuple(shape))
                   for name, (d, shape) in surveyed.weights.items() if name not in linked]
         files = checkpoint.extra_files()
+        functions = onnx.functions_of(surveyed.program, surveyed.dims.model_type) if machine.engine == "onnx" else []
         sink = writer.weights(layout)
+        places = sink.places
         if linked:
             progress("link weights", 0, len(linked))
-            writer.link(linked, checkpoint)
+            places |= writer.link(linked, checkpoint)
             progress("link weights", len(linked), len(linked))
-        proofs = prove(surveyed.captured, machine)
+        if functions:
+            writer.add_bytes(ONNX, onnx.model_of(surveyed.program, functions, places, __version__))
+        proofs = [proof for runs, captured in surveyed.captured.items() for proof in prove(captured, runs)]
         progress("prove", len(proofs), len(proofs))
         ours = [program for program in surveyed.programs.values() if native and program.engine is None]
         lowering = [proof for program in ours for proof in prove_native(program, keeps)]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FIELD = "parallel"
 """Of program.json: the text model as several ranks run it."""
+ONE_RANK = ("aoti", "onnx")
+"""Engines whose code is compiled for whole weights: they run on one rank."""
 
 
 @dataclass(frozen=True)

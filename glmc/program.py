@@ -31,6 +31,8 @@ from glmc.spec import Spec
 PLACES_VERSION = 1
 KERNELS = "kernels/index.json"
 """The file of an artefact that lists the kernels built ahead."""
+ONNX = "model.onnx"
+"""The file of an artefact for target `onnx` that ONNX Runtime opens."""
 MAIN = "text"
 """The part of a model that generates: what program.json describes, with the other parts as its `stages`."""
 ROLES = ("value", "weight", "cache")

@@ -71,17 +71,19 @@ class Bound:
         replaced = REPLACED.get(machine, {}) | (replace or {})
         slots = {name: i for i, (name, _, _) in enumerate(region.inputs)}
         self._lines: list[tuple[Callable, Any, dict[str, Any], int, tuple[int, ...]]] = []
+        refs: dict[str, Any] = {name: _Ref(slot) for name, slot in slots.items()}
         parsed = [ast.parse(text).body[0] for text in region.body]
         for statement in parsed[:-1]:
-            name, call = _line(statement)
+            name, call = line(statement)
             op = ast.unparse(call.func)
-            args = [_value(a, slots) for a in call.args]
-            kwargs: dict[str, Any] = {str(k.arg): _value(k.value, slots) for k in call.keywords}
+            args = [argument(a, refs) for a in call.args]
+            kwargs: dict[str, Any] = {str(k.arg): argument(k.value, refs) for k in call.keywords}
             if op in FACTORIES and device != "cpu":
                 kwargs["device"] = device
             slots[name] = len(slots)
+            refs[name] = _Ref(slots[name])
             self._lines.append((resolve(replaced.get(op, op), machine), args, kwargs, slots[name], ()))
-        self._returns = _returned(parsed[-1:], slots)
+        self._returns = returned(parsed[-1:], slots)
         self._size, self._names = len(slots), list(slots)
         self._release()
 
@@ -111,7 +113,7 @@ class Bound:
             yield self._names[slot], values[slot]
 
 
-def _line(statement: ast.stmt) -> tuple[str, ast.Call]:
+def line(statement: ast.stmt) -> tuple[str, ast.Call]:
     """`name = op(arguments)`, the form of every line but the last. Raises DamagedArtifact."""
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call) if all(k.arg for k in call.keywords):
@@ -119,8 +121,8 @@ def _line(statement: ast.stmt) -> tuple[str, ast.Call]:
     raise DamagedArtifact("a region holds a line that is no `name = op(arguments)`", found=ast.unparse(statement))
 
 
-def _returned(last: list[ast.stmt], slots: dict[str, int]) -> list[int]:
-    """The slots of `return (name, ...)`, the last line. Raises DamagedArtifact."""
+def returned(last: list[ast.stmt], slots: dict[str, Any]) -> list[Any]:
+    """What `slots` has for the names of `return (name, ...)`, the last line. Raises DamagedArtifact."""
     match last:
         case [ast.Return(value=ast.Tuple(elts=elts))] if all(getattr(e, "id", None) in slots for e in elts):
             return [slots[e.id] for e in elts if isinstance(e, ast.Name)]
@@ -145,17 +147,17 @@ def _fill(value: Any, values: list[Any]) -> Any:
     return value
 
 
-def _value(node: ast.expr, slots: dict[str, int]) -> Any:
-    """A literal, a torch constant, a list of them, or a reference to an earlier value."""
+def argument(node: ast.expr, known: dict[str, Any]) -> Any:
+    """A literal, a torch constant, a list of them, or what `known` has for the name of an earlier value."""
     if isinstance(node, ast.Name):
-        if node.id in slots:
-            return _Ref(slots[node.id])
+        if node.id in known:
+            return known[node.id]
         if node.id in ("inf", "nan"):
             return getattr(math, node.id)
     elif isinstance(node, ast.List):
-        return [_value(e, slots) for e in node.elts]
+        return [argument(e, known) for e in node.elts]
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _value(node.operand, slots)
+        value = argument(node.operand, known)
         if isinstance(value, (int, float)):
             return -value
     elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":

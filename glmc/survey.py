@@ -26,7 +26,7 @@ from glmc.passes.merge import fold
 from glmc.passes.outline import outline
 from glmc.passes.prove import Captured, capture
 from glmc.passes.rewrite import rewrite
-from glmc.program import PICTURE_MODES, Program
+from glmc.program import FX, MAIN, PICTURE_MODES, Program
 from glmc.sites import find_sites, make_ledger, record
 from glmc.target import Target
 from glmc.trace import trace, uncollected
@@ -41,7 +41,8 @@ class Survey:
     """A surveyed model.
 
     programs: part -> program. weights: parameter -> (dtype name, shape). joined: a parameter that the compiler made -> the
-    published ones whose rows it holds, in order. captured: the steps that each distinct taken site replaced.
+    published ones whose rows it holds, in order. captured: the steps that each distinct taken site replaced, by the target
+    whose kernels took it.
     """
 
     config: dict[str, Any]
@@ -55,7 +56,7 @@ class Survey:
     programs: dict[str, Program]
     weights: dict[str, tuple[str, tuple[int, ...]]]
     joined: dict[str, tuple[str, ...]]
-    captured: list[Captured]
+    captured: dict[Target, list[Captured]]
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -65,15 +66,19 @@ class Survey:
         return self.programs["text"]
 
 
-def dtype_of(config: dict[str, Any], asked: str) -> str:
-    """The dtype name to compile for: what is asked, or what the configuration says ("auto")."""
+def dtype_of(config: dict[str, Any], asked: str, target: Target) -> str:
+    """The dtype name to compile for: what is asked, or what the configuration says ("auto"), or where the target does not
+    compute in that, what it does."""
     said = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
     if said == "float16":
         raise ConfigError("float16 weights are compiled as float32 or bfloat16, not as they are", file="config.json",
                           field="torch_dtype", expected="--dtype float32 or --dtype bfloat16", found=said)
     if said not in DTYPES:
         raise UsageError("no such dtype", field="dtype", expected=f"auto, {', '.join(DTYPES)}", found=said)
-    return said
+    if said not in target.dtypes and asked != "auto":
+        raise UsageError(f"the target {target.name} does not compute in this dtype", field="dtype", found=said,
+                         expected=f"auto, {', '.join(target.dtypes)}")
+    return said if said in target.dtypes else target.dtypes[0]
 
 
 def parts_of(config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, list[Part]]:
@@ -108,7 +113,7 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     config = read_config(source)
     family = families.load(config, source)
     dims = family.read(config)
-    name = dtype_of(config, dtype)
+    name = dtype_of(config, dtype, target)
     progress("trace", 0, 1)
     module, pieces = parts_of(config, DTYPES[name])
     traces = [(part, trace(part.module, part.args, part.dynamic)) for part in pieces]
@@ -122,8 +127,10 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     decisions: list[Decision] = []
     chosen: list[list[Site]] = []
     timed: list[str] = []
+    beside = target.beside()
     for (part, traced), here in zip(traces, searched, strict=True):
-        decided, verdicts = settle(here.sites, traced.graph, target, sum(map(len, chosen)), judge, part.symbols(traced))
+        runs = target if part.name == MAIN else beside
+        decided, verdicts = settle(here.sites, traced.graph, runs, sum(map(len, chosen)), judge, part.symbols(traced))
         chosen.append([d.site for d in decided if d.reason is None])
         record(ledger, decided, verdicts)
         timed += notes(verdicts)
@@ -133,18 +140,29 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     progress("rewrite", 0, 1)
     programs: dict[str, Program] = {}
     joined: dict[str, tuple[str, ...]] = {}
-    captured: list[Captured] = []
+    captured: dict[Target, list[Captured]] = {}
     for (part, traced), here, taken in zip(traces, searched, chosen, strict=True):
-        captured += capture(taken)
+        captured.setdefault(target if part.name == MAIN else beside, []).extend(capture(taken))
         rewrite(traced.graph, taken)
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
         programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode)
     programs, engines = with_engines(programs) if target.engine == "native" else (programs, [])
+    if beside != target:
+        programs, engines = _beside(programs, target)
     lap("rewrite")
+    if dtype == "auto" and (published_in := dtype_of(config, dtype, beside)) != name:
+        engines = [*engines, f"weights are made {name}: the target {target.name} does not compute in {published_in}"]
     said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines]
     return Survey(config, family, dims, name, target, module, ledger, decisions, programs, weights_of(programs.values()),
                   joined, captured, notes=said, seconds=seconds)
+
+
+def _beside(programs: dict[str, Program], target: Target) -> tuple[dict[str, Program], list[str]]:
+    """The parts beside the text on engine `fx`, and a note about each."""
+    made = {name: program if name == MAIN else replace(program, engine=FX) for name, program in programs.items()}
+    return made, [f"{name} runs on engine {FX}: the target {target.name} is written for the text model" for name in made
+                  if name != MAIN]
 
 
 def weights_of(programs: Iterable[Program]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -5,6 +5,7 @@ The figures only rank fusions and draw the roofline of `glmc plan`; a measuremen
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 from glmc.errors import UnknownName, UnsupportedTarget
@@ -14,7 +15,8 @@ from glmc.errors import UnknownName, UnsupportedTarget
 class Target:
     """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there,
     or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead.
-    flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess."""
+    flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess. packages: what compiling for it imports,
+    which `pip install glmc[EXTRA]` brings. dtypes: what it computes in; the first is taken for a checkpoint in another."""
 
     name: str
     machine: str
@@ -24,6 +26,17 @@ class Target:
     missing: str | None = None
     gpu: tuple[str, int | str, int] | None = None
     flops: float = 2e11
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+
+    def lacking(self) -> list[str]:
+        """The packages that compiling for it imports and that are not installed."""
+        return [package for package in self.packages if importlib.util.find_spec(package) is None]
+
+    def beside(self) -> Target:
+        """Where the parts run that stand beside the text: here, or for a target that is only written for text, engine `fx`."""
+        return TARGETS["fx"] if self.extra else self
 
 
 _LATER = "the target can be planned for, and is not compiled for by this version"
@@ -37,7 +50,8 @@ TARGETS = {t.name: t for t in (
     Target("rocm:gfx942", "triton", "fx", 5.0e12, 5.0, gpu=("hip", "gfx942", 64), flops=1307e12),
     Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0, flops=320e12),
     Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, _LATER),
-    Target("onnx", "onnx", "onnx", 40e9, 2.0, _LATER),
+    Target("onnx", "onnx", "onnx", 40e9, 2.0, packages=("onnx", "onnxscript", "onnxruntime"), extra="onnx",
+           dtypes=("float32",)),
 )}
 
 
@@ -77,9 +91,12 @@ def named(name: str) -> Target:
 
 
 def compilable(name: str) -> Target:
-    """The target called `name`, if this version can compile for it. Raises UnknownName, UnsupportedTarget."""
+    """The target called `name`, if this version can compile for it here. Raises UnknownName, UnsupportedTarget."""
     target = named(name)
     if target.missing:
         raise UnsupportedTarget(target.missing, field="target", found=name,
                                 expected=", ".join(t.name for t in TARGETS.values() if not t.missing))
+    if lacking := target.lacking():
+        raise UnsupportedTarget("a package that this target is compiled with is not installed", field=name, expected=lacking[0],
+                                hint=f"pip install 'glmc[{target.extra}]'")
     return target

@@ -231,7 +231,9 @@ def _clear_slots(query: torch.Tensor, index: torch.Tensor, shares: torch.Tensor,
     scores = torch.relu(query.double() @ index.double().squeeze(2).transpose(1, 2).unsqueeze(1))
     total = (shares.double().unsqueeze(2) @ scores).squeeze(2).masked_fill(~visible[:, 0], -math.inf)
     best = total.topk(top + 1, dim=-1).values
-    clear = best[..., top - 1] - best[..., top] > 1e-4 * best.nan_to_num(neginf=0.0).abs().amax(-1)
+    largest = best.nan_to_num(neginf=0.0).abs().amax(-1)
+    single = torch.finfo(torch.float32)  # what it cannot hold is zero there or infinite, and a tie
+    clear = (best[..., top - 1] - best[..., top] > 1e-4 * largest) & (largest > single.smallest_normal) & (largest < single.max)
     for row, good in enumerate(clear):
         if not bool(good.any()):
             return False

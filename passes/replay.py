@@ -94,7 +94,11 @@ def error_of(results: Results, exact: Results) -> float:
 
 @dataclass(frozen=True)
 class Replay:
-    """Kernel, replaced steps and exact reference of one distinct site, each a function of the tensors by name."""
+    """Kernel, replaced steps and exact reference of one distinct site, each a function of the tensors by name.
+
+    moved: rounding steps of the inputs by which the exact result may be moved before the kernel's is further off; of a
+    vendor's op whose order of sums is its own, 0 for others.
+    """
 
     maths: Maths
     shapes: Shapes
@@ -103,9 +107,11 @@ class Replay:
     twins: dict[str, str]
     kernel: Callable
     steps: Callable[[Tensors, dict], Results]
+    moved: int = 0
 
     def case(self, case: Case) -> tuple[float, float, float, int] | None:
-        """(kernel error, error of the steps, one rounding step, rows); None where the case does not apply to the site."""
+        """(kernel error, error of the steps, what it may be off besides twice those, rows); None where the case does not apply
+        to the site."""
         values = hostile.assign(self.shapes, self.outputs, case.sizes, self.scalars.get("top", 0))
         given = None if values is None else hostile.inputs(self.maths, self.shapes, values, case, self.scalars)
         if values is None or given is None:
@@ -123,11 +129,22 @@ class Replay:
         if list(ours_left) != list(plainly_left) or [(r.dtype, r.shape) for r in ours] != [(r.dtype, r.shape) for r in plain]:
             return math.inf, steps_error, 0.0, 0
         step = max((torch.finfo(r.dtype).eps for r in plain if r.is_floating_point()), default=0.0)
+        if self.moved:
+            step = max(step, self._moved(self._ends(given, values) if some else given, exact))
         compared = tuple(hostile.ends(ours, self.outputs, values)) if some else ours
         kernel_error = error_of((*compared, *ours_left.values()), true)
         if some and not error_of(ours, plain) <= 4 * steps_error + 2 * step:
             kernel_error = math.inf  # a row between the first and the last
         return kernel_error, steps_error, step, max(r.numel() // r.shape[-1] for r in plain)
+
+    def _moved(self, given: Tensors, exact: Results) -> float:
+        """How far the exact result goes where inputs go up or down by `moved` rounding steps, the worst of three draws."""
+        draw, worst = torch.Generator().manual_seed(5), 0.0
+        for _ in range(3):
+            other = {k: t.double() + t * self.moved * torch.finfo(t.dtype).eps * _signs(t, draw) if t.is_floating_point() else t
+                     for k, t in given.items()}
+            worst = max(worst, error_of(_exact(self.maths, other, self.scalars)[0], exact))
+        return worst
 
     def _ends(self, given: Tensors, values: dict) -> Tensors:
         """The first and last rows of the inputs; the dims L, that every row sees all of, stay whole."""
@@ -137,6 +154,10 @@ class Replay:
             fixed = {len(shape) - len(tail) + i for i, letter in enumerate(tail) if letter == "L"}
             sizes.append(tuple(given[name].shape[i] if i in fixed else s for i, s in enumerate(shape)))
         return dict(zip(given, hostile.ends(given.values(), sizes, values), strict=True))
+
+
+def _signs(like: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    return torch.randint(0, 2, like.shape, generator=draw).double() * 2 - 1
 
 
 def _run(call: Callable[[Tensors], Results], given: Tensors) -> tuple[Results, Tensors]:

@@ -26,7 +26,7 @@ from glmc.target import TARGETS, Target
 
 CHECKING = {"triton-interpreted": "triton", "npu-emulated": "npu"}
 """Devices that only check -> the machine whose kernels they run."""
-_OWN = {"cpu": "cpu", "triton": "cuda", "npu": "npu"}
+_OWN = {"cpu": "cpu", "triton": "cuda", "npu": "npu", "onnx": "cpu"}
 """Machine -> its own device's kind."""
 
 

@@ -22,10 +22,13 @@ from glmc.runtime.ranks import Alone, Ranks
 from glmc.runtime.share import Share, bytes_of
 from glmc.runtime.verdict import Verdict
 
+_WHOLE = ("native", "onnx")
+"""Engines that run the text as one."""
+
 
 class Opened:
-    """`programs` by part, their `weights` and how those are `kept`, the `device`; `whole`, whether the text runs in one call of
-    the native library, else `calls`, the code of its regions; `timings`, the seconds of each phase."""
+    """`programs` by part, their `weights` and how those are `kept`, the `device`; `whole`, whether the engine runs the text as
+    one, else `calls`, the code of its regions; `timings`, the seconds of each phase."""
 
     def __init__(self, artifact: Artifact, device: str | None = None, threads: int | None = None, ranks: Ranks | None = None,
                  parts: Set[str] | None = None) -> None:
@@ -36,9 +39,9 @@ class Opened:
         began = time.perf_counter()
         self.artifact, self.ranks, self.threads = artifact, ranks or Alone(), _threads(threads)
         manifest = artifact.manifest
-        self.whole = manifest["engine"] == "native"
+        self.native, self.whole = manifest["engine"] == "native", manifest["engine"] in _WHOLE
         # The native engine has threads of its own: torch's, which wait by spinning, would take the cores from them.
-        if self.whole:
+        if self.native:
             torch.set_num_threads(1)
         elif threads is not None:
             torch.set_num_threads(threads)
@@ -48,9 +51,11 @@ class Opened:
         if share is not None:
             self.programs, self.kept = {**self.programs, MAIN: share.program}, share.kept
         own = {part: program for part, program in self.programs.items() if parts is None or part in parts}
-        cache = cache_bytes(own[MAIN], manifest) if MAIN in own else 0
-        alone = share is None and len(own) == len(self.programs)
-        self.device = open_device(artifact, device, cache, None if alone else bytes_of(own.values(), self.kept))
+        # ONNX Runtime reads the text's weights by itself.
+        loads = {part: program for part, program in own.items() if part != MAIN or manifest["engine"] != "onnx"}
+        alone = share is None and len(loads) == len(self.programs)
+        self.device = open_device(artifact, device, cache_bytes(own[MAIN], manifest) if MAIN in own else 0,
+                                  None if alone else bytes_of(loads.values(), self.kept))
         if self.device.stale:
             warnings.warn(f"{Verdict(self.device.stale).text()}; this version of glmc has others of these names", stacklevel=4)
         opened = time.perf_counter()
@@ -58,7 +63,7 @@ class Opened:
             code = beside.submit(open_code, artifact, own[MAIN], manifest["bounds"]["max_batch"], self.device) if (
                 MAIN in own and not self.whole) else None
             staging = self.device.staging if share is None else None  # a share is cut on the host
-            wanted = None if alone else {name for program in own.values() for name in program.weights()}
+            wanted = None if alone else {name for program in loads.values() for name in program.weights()}
             cut = share and share.cutting(self.device.torch)
             self.weights = artifact.load_weights(self.threads, staging and staging(), wanted, cut)
             self.calls = code and code.result()

@@ -27,6 +27,7 @@ from glmc.runtime.vision import CODES, STAGE, Vision
 from glmc.runtime.whole import Whole
 
 if TYPE_CHECKING:
+    from glmc.runtime.engines.onnx import Session
     from glmc.runtime.image.pipeline import ImageModel
 
 
@@ -58,7 +59,7 @@ class Model:
         self.programs, self.kept, self.weights, self.device = opened.programs, opened.kept, opened.weights, opened.device
         self.program = self.programs[MAIN]
         began = time.perf_counter()
-        self.runner: Whole | ByRegion = self._whole() if opened.whole else self.by_region()
+        self.runner: Whole | Session | ByRegion = self._whole() if opened.whole else self.by_region()
         tower = self.programs.get(STAGE)
         self.vision = Vision(artifact, tower, self.weights, self.kept, self.device, self.threads) if tower else None
         self._holder = 0
@@ -72,9 +73,15 @@ class Model:
     def by_region(self) -> ByRegion:
         """The program as regions that run one by one, with a cache of their own."""
         calls = self.opened.calls or open_code(self.artifact, self.program, self.max_batch, self.device)
-        return ByRegion(self.artifact, self.program, self.weights, calls, self.device, self.kept, self.ranks)
+        held = self.weights.keys() >= self.program.weights().keys()  # ONNX Runtime reads those of the text by itself
+        weights = self.weights if held else self.artifact.load_weights(self.threads)
+        return ByRegion(self.artifact, self.program, weights, calls, self.device, self.kept, self.ranks)
 
-    def _whole(self) -> Whole:
+    def _whole(self) -> Whole | Session:
+        if self.artifact.manifest["engine"] == "onnx":
+            from glmc.runtime.engines.onnx import Session  # the others run without ONNX Runtime
+
+            return Session(self.artifact, self.program, self.threads)
         check_weights(self.program, self.weights, self.kept)
         return Whole(self.artifact, self.program, self.weights, self.kept, self.threads, self.ranks)
 

@@ -14,7 +14,7 @@ from glmc.errors import UsageError
 from glmc.native.keep import Keep, coded
 from glmc.native.keeps import keeps_of
 from glmc.native.share import share
-from glmc.placement import Placement, read_placement
+from glmc.placement import ONE_RANK, Placement, read_placement
 from glmc.program import MAIN, Program
 from glmc.runtime.ranks import Ranks
 
@@ -28,8 +28,9 @@ _LARGE = 1 << 21
 
 def open_placement(artifact: Artifact, ranks: int) -> Placement:
     """What the artefact says of ranks. Raises UsageError where so many cannot run it, before a weight is read."""
-    if artifact.manifest["engine"] == "aoti":
-        raise UsageError("the engine aoti runs on one rank: its regions are compiled for whole weights", field="ranks",
+    engine = artifact.manifest["engine"]
+    if engine in ONE_RANK:
+        raise UsageError(f"the engine {engine} runs on one rank: its regions are compiled for whole weights", field="ranks",
                          expected=1, found=ranks, hint="compile it with --target cpu")
     placed = read_placement(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())
     able = () if placed is None else placed.ranks

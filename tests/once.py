@@ -33,7 +33,7 @@ def survey(source: Path, target: Target, dtype: str = "auto", progress: Progress
     progress("trace", 0, 1)
     config = read_config(source)
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
-    key = (json.dumps(plain, sort_keys=True), target, surveying.dtype_of(config, dtype))
+    key = (json.dumps(plain, sort_keys=True), target, surveying.dtype_of(config, dtype, target))
     if key not in _SURVEYS:
         _SURVEYS[key] = surveying.survey(source, target, dtype)
     kept = _SURVEYS[key]

@@ -25,7 +25,6 @@ from glmc.errors import (
     StorageError,
     UnknownFamily,
     UnknownName,
-    UnsupportedTarget,
     UsageError,
     WeightMismatch,
     WeightMissing,
@@ -164,7 +163,9 @@ def test_a_quantisation_that_is_not_read_is_planned_and_not_compiled(source, out
     ({"max_len": True}, UsageError, "max_len"), ({"max_len": 8.0}, UsageError, "max_len"),
     ({"max_batch": 0}, UsageError, "max_batch"), ({"max_batch": 1 << 20}, UsageError, "max_batch"),
     ({"quant": "int3"}, UsageError, "quant"), ({"dtype": "float8"}, UsageError, "dtype"),
-    ({"target": "abacus"}, UnknownName, "abacus"), ({"target": "onnx"}, UnsupportedTarget, "planned for"),
+    ({"target": "abacus"}, UnknownName, "abacus"),
+        ({"target": "onnx", "dtype": "bfloat16"}, UsageError, "onnx does not compute in this dtype"),
+        ({"target": "onnx", "quant": "int8"}, UsageError, "quantised weights"),
 ], ids=str)
 def test_options_that_cannot_be(source, out, options, error, word):
     with pytest.raises(error, match=word) as fault:

@@ -1,4 +1,4 @@
-"""Every example runs: demo.py, see.py, transformers_generate.py and torch_compile.py end to end, the trainers for two steps."""
+"""Every example runs: those that use an artefact end to end, the trainers for two steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import models
 import pytest
+from house.source import imported
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -64,6 +66,18 @@ def test_torch_compile(tmp_path: Path) -> None:
     assert all(float(line.rsplit(" ", 1)[1]) < 1e-4 for line in printed.splitlines()[:3])
     assert "graph 0/1: 107 steps, 1 open sizes, rewritten" in printed
     assert "qk_norm_rope: proved 4," in printed
+
+
+def test_onnx_alone(tmp_path: Path) -> None:
+    """It writes what glmc writes, and imports neither glmc nor torch."""
+    made = models.made("glm4_moe", target="onnx")
+    source = (EXAMPLES / "onnx_alone.py").read_text()
+    named = {name.split(".")[0] for _, name in imported("examples/onnx_alone.py", source)} - sys.stdlib_module_names
+    assert named == {"numpy", "onnxruntime", "tokenizers"}
+    answer = made.session.generate("Hello", max_new_tokens=9, raw=True)
+    printed = run(EXAMPLES / "onnx_alone.py", made.out, "Hello", "--tokens", "9", cwd=tmp_path)
+    assert printed.startswith("Hello" + answer.text)
+    assert len(answer.token_ids) == 9
 
 
 def test_train_tiny(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_device_that_the_target_does_not_have_is_refused(gpu, device):
 
 def test_a_target_of_another_version_is_told_as_such(gpu):
     _, _, artifact = gpu
-    for name in ("vulkan", "onnx"):
+    for name in ("vulkan", "abacus"):
         other = SimpleNamespace(folder=artifact.folder, manifest={**artifact.manifest, "target": name})
         with pytest.raises(IncompatibleArtifact, match="does not run") as fault:
             open_device(other, None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+
 import pytest
 
 from glmc.errors import UnknownName, UnsupportedTarget
@@ -23,7 +26,15 @@ def test_what_is_no_target_is_told_with_what_is(name, said):
     assert fault.value.expected.startswith(said)
 
 
-def test_a_target_that_is_only_planned_is_not_compiled():
-    assert {n for n, t in TARGETS.items() if t.missing} == {"mlir:llvm-cpu", "onnx"}
-    with pytest.raises(UnsupportedTarget):
+def test_a_target_that_is_only_planned_is_not_compiled(monkeypatch):
+    monkeypatch.setitem(TARGETS, "none", dataclasses.replace(TARGETS["fx"], name="none", missing="it can be planned for"))
+    with pytest.raises(UnsupportedTarget, match="planned for"):
+        compilable("none")
+
+
+@pytest.mark.parametrize("package", TARGETS["onnx"].packages)
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch, package):
+    assert compilable("onnx") is TARGETS["onnx"]
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnsupportedTarget, match=rf"expected: {package}\n.*pip install 'glmc\[onnx\]'"):
         compilable("onnx")

@@ -92,6 +92,7 @@ def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str
     if target.missing:
         return target.missing
     lacking = [name for name in ("torch", "transformers") if packages[name] is None]
+    lacking += target.lacking()
     if lacking:
         return f"not installed: {', '.join(lacking)}"
     if target.gpu is not None and packages["triton"] is None:

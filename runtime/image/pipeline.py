@@ -65,7 +65,7 @@ class ImageModel:
         self.sizes = artifact.manifest["dims"]["pictures"]
         self.dtype = getattr(torch, artifact.manifest["dtype"])
         self.sharing = sharing or Sharing(self.ranks)
-        self.threads = opened.threads if opened.whole else None
+        self.threads = opened.threads if opened.native else None
         self._stages = {name: stage_of(artifact, program, opened.weights, opened.kept, self.device)
                         for name, program in opened.programs.items() if name in _AFTER and (main or name in _EVERYWHERE)}
         self.denoiser = Denoiser(self._stages["dit"], self.dtype, self.device, self.sharing.rows)

@@ -94,12 +94,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "glmc.errors": (),
     "glmc.knobs": (),
-    "glmc.kernels": ("torch", "triton", "torch_npu"),
+    "glmc.kernels": ("torch", "triton", "torch_npu", "onnx_ir"),
     "glmc.passes.fusions": ("torch",),
 }
 """Packages of others that a layer may import; a layer that is not named here may import any."""
 
-VENDORS = {"triton": "triton.py", "torch_npu": "npu.py"}
+VENDORS = {"triton": "triton.py", "torch_npu": "npu.py",
+           **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "onnx.py")}
 """A vendor's package -> the only name of file that may import it."""
 
 NO_TRANSFORMERS = "glmc.runtime"

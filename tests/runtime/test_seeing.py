@@ -21,8 +21,8 @@ PROMPTS = {
     "videos of unequal size": (1, (2, 2, 6), 2, (3, 4, 2), 1),
     "text": (17,),
 }
-MADE = [*(("cpu", family) for family in models.SEEING), ("fx", "glm4v_moe"), ("fx", "glm_ocr")]
-"""Engine `fx` runs the towers of both kinds and both kinds of text model."""
+MADE = [*(("cpu", family) for family in models.SEEING), ("fx", "glm4v_moe"), ("fx", "glm_ocr"), ("onnx", "glm4v")]
+"""Engine `fx` runs the towers of both kinds and both kinds of text model; beside `onnx` it runs the tower too."""
 
 
 @pytest.fixture(params=MADE, ids="-".join)
