@@ -1,6 +1,6 @@
 """Compile a checkpoint once in this process and print, as JSON, when each stage ran and how much memory it took.
 
-    python bench/compile_once.py CHECKPOINT OUT [--target cpu] [--max-len 512]
+    python bench/compile_once.py CHECKPOINT OUT [--target cpu] [--max-len 512] [--dtype auto]
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ WORK = ROOT / "build" / "bench"
 
 
 def in_fresh_process(checkpoint: Path, out: Path, target: str = "cpu", max_len: int = 512, cached: bool = True,
-                     watch: bool = False) -> tuple[dict[str, Any], fresh_process.Finished]:
+                     watch: bool = False, dtype: str = "auto") -> tuple[dict[str, Any], fresh_process.Finished]:
     """Run this file in a process of its own. Returns what it printed, and the process.
 
     cached: keep regions in WORK between runs; otherwise nothing compiled before is used, by glmc or by Inductor.
     """
-    command = fresh_process.python(__file__, checkpoint, out, "--target", target, "--max-len", max_len)
+    command = fresh_process.python(__file__, checkpoint, out, "--target", target, "--max-len", max_len, "--dtype", dtype)
     if cached:
         finished = fresh_process.run(command, {"GLMC_CACHE": str(WORK / "regions")}, watch)
     else:
@@ -49,6 +49,7 @@ def main() -> None:
     options.add_argument("out", type=Path)
     options.add_argument("--target", default="cpu")
     options.add_argument("--max-len", type=int, default=512)
+    options.add_argument("--dtype", default="auto")
     given = options.parse_args()
     import glmc
 
@@ -59,7 +60,8 @@ def main() -> None:
         now = time.perf_counter() - began
         stages.setdefault(stage, [now, now])[1] = now
 
-    made = glmc.compile(given.checkpoint, given.out, target=given.target, max_len=given.max_len, progress=progress)
+    made = glmc.compile(given.checkpoint, given.out, target=given.target, dtype=given.dtype, max_len=given.max_len,
+                        progress=progress)
     total = time.perf_counter() - began
     regions = sum(name.endswith(".region") for name in made.files)
     print(json.dumps({

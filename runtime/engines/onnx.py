@@ -47,7 +47,7 @@ class Session:
         bounds, (self.least, most) = artifact.manifest["bounds"], slots_of(artifact.manifest)
         self.cache = Cache({name.removeprefix("past."): given.shape[2:] for name, given in self.inputs.items()
                             if name.startswith("past.")}, bounds["max_batch"], most)
-        self.vocabulary = artifact.manifest["dims"]["vocabulary"]
+        self.width = self.session.get_outputs()[0].shape[-1]
         features = next((given.shape for name, given in self.inputs.items() if name == "features"), None)
         self.features = None if features is None else np.zeros((1, features[1]), np.float32)
         self.held: dict[str, np.ndarray] = {}
@@ -86,7 +86,7 @@ class Session:
         for name, view in self.cache.views(row, len(ids), max(self.least, int(where.max()) + 1)):
             self.bound.bind_input(f"past.{name}", "cpu", 0, view.dtype, view.shape, view.ctypes.data)
             self.bound.bind_output(f"present.{name}", "cpu", 0, view.dtype, view.shape, view.ctypes.data)
-        logits = np.empty((len(ids), len(rows), self.vocabulary), np.float32)
+        logits = np.empty((len(ids), len(rows), self.width), np.float32)
         self.bound.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
         self.session.run_with_iobinding(self.bound)
         return torch.from_numpy(logits)

@@ -1,4 +1,4 @@
-"""Target `onnx`: decoding and prompts beside our native engine and transformers eager, and what depth costs in size and time."""
+"""Target `onnx`: decoding and prompts beside our native engine and transformers eager, and what depth costs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from compile_once import in_fresh_process, random_model
 from report import Report, default_out
 
 EAGER, SIZE, TIME = 1.0, 3.0, 1.5
-HOW = ("float32, one row, the same threads: a prompt of --prompt tokens, then --steps greedy tokens timed without it; contenders "
-       "take turns in one process, medians. Size: model.onnx of a dense model of 92 layers over one of 4, its functions (the code) "
-       "and the whole file, which also binds every weight by name, file and place. Time: whole compilations in fresh processes")
+HOW = ("float32, one row, the same threads: a prompt of --prompt tokens, then --steps greedy tokens timed without it; "
+       "contenders take turns in one process, medians. Size: model.onnx of a dense model of 92 layers over one of 4, its "
+       "functions (the code) and the whole file, which also binds every weight by name, file and place. Time: whole "
+       "compilations in fresh processes")
 
 
 class Ours:
@@ -147,9 +148,9 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=32)
     options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--out", type=Path, default=default_out("onnx"))
+    options.add_argument("--out", type=Path, default=default_out("onnx_target"))
     given = options.parse_args()
-    report = Report("onnx", given.out)
+    report = Report("onnx_target", given.out)
     with tempfile.TemporaryDirectory(prefix="glmc-bench-") as made:
         scratch = Path(made)
         details = {"size_bytes": size(scratch, report), "compile": depth(given, scratch, report),
