@@ -33,14 +33,14 @@ from glmc.families.fields import Dims
 from glmc.largest_media import settings_of
 from glmc.machine import cpu_flags
 from glmc.native.keep import QUANTS, Keep, kept_json
-from glmc.native.keeps import keeps_of
+from glmc.native.keeps import keeps_of, panels_of
 from glmc.passes.contenders import judge_for
 from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
 from glmc.passes.prove_coded import prove_coded
 from glmc.passes.prove_native import prove_native
-from glmc.passes.workers import compile_all
+from glmc.passes.workers import compile_all, how_of
 from glmc.placement import FIELD, Placement
 from glmc.program import MAIN, written
 from glmc.survey import Progress, Survey, survey, weights_of
@@ -79,8 +79,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         recipes = _recipes(surveyed, checkpoint, scheme)
         stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
         as_they_are = stays if dtype == "auto" and quant is None else {}
-        native = machine.engine == "native"
-        keeps = keeps_of(surveyed.programs, native, quant, as_they_are) if native or machine.gpu else {}
+        native, kept = machine.engine == "native", machine.engine in ("native", "iree")
+        keeps = keeps_of(surveyed.programs, machine.engine, quant, as_they_are) if kept or machine.gpu else {}
         if machine.gpu:
             opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
         surveyed.notes += _kept(surveyed, stays, opened, keeps, quant)
@@ -110,8 +110,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         _compile_regions(surveyed, placement, bounds, keeps, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)
-        kept = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
-        writer.add_json("program.json", written(surveyed.programs) | kept |
+        said_of = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
+        writer.add_json("program.json", written(surveyed.programs) | said_of |
                         ({FIELD: placement.to_json()} if placement else {}))
         writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes, "ranks": over_ranks,
                                        "broken": surveyed.ledger.broken})
@@ -222,9 +222,11 @@ def _compile_regions(surveyed: Survey, placement: Placement | None, bounds: Boun
     for region in {region.name: region for program in programs for region in program.regions.values()}.values():
         writer.add_bytes(f"regions/{region.name}.region", region.text().encode())
     with tempfile.TemporaryDirectory(prefix="glmc-regions-") as scratch:
-        if surveyed.target.engine == "aoti":
+        if (how := how_of(surveyed.target)) is not None:
             jobs = [(region, form) for region in regions for form in bounds.forms()]
-            for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs))):
+            panels = panels_of(surveyed.program, keeps)
+            for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs)), how,
+                                    panels):
                 writer.add_file(f"regions/{made.name}", made)
         elif surveyed.target.gpu is not None:
             from glmc.passes.ahead import build_all
@@ -239,7 +241,7 @@ def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover
     return {
         "glmc": __version__, "torch": torch.__version__, "family": surveyed.dims.model_type,
         "target": surveyed.target.name, "engine": surveyed.target.engine, "dtype": surveyed.dtype, "quant": quant,
-        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.engine == "aoti" else {},
+        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.engine in ("aoti", "iree") else {},
         "dims": dataclasses.asdict(surveyed.dims), "bounds": {"max_len": bounds.max_len, "max_batch": bounds.max_batch},
         "source": checkpoint.digest(), "left_unused": leftover, "seconds": surveyed.seconds,
     }

@@ -33,6 +33,8 @@ from glmc.trace import trace, uncollected
 from glmc.trail import Trail
 
 Progress = Callable[[str, int, int], None]
+_APART = ("native", "iree", "mlir")
+"""Engines that run, or are handed, the text model alone; of the native one other parts too, where it can."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -65,8 +67,10 @@ class Survey:
         return self.programs["text"]
 
 
-def dtype_of(config: dict[str, Any], asked: str) -> str:
-    """The dtype name to compile for: what is asked, or what the configuration says ("auto")."""
+def dtype_of(config: dict[str, Any], asked: str, target: Target | None = None) -> str:
+    """The dtype name to compile for: what is asked, or what the configuration says ("auto"), or the target runs well."""
+    if asked == "auto" and target is not None and target.dtype is not None:
+        return target.dtype
     said = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
     if said == "float16":
         raise ConfigError("float16 weights are compiled as float32 or bfloat16, not as they are", file="config.json",
@@ -108,7 +112,7 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     config = read_config(source)
     family = families.load(config, source)
     dims = family.read(config)
-    name = dtype_of(config, dtype)
+    name = dtype_of(config, dtype, target)
     progress("trace", 0, 1)
     module, pieces = parts_of(config, DTYPES[name])
     traces = [(part, trace(part.module, part.args, part.dynamic)) for part in pieces]
@@ -140,9 +144,11 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
         programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode)
-    programs, engines = with_engines(programs) if target.engine == "native" else (programs, [])
+    programs, engines = with_engines(programs, target.engine) if target.engine in _APART else (programs, [])
     lap("rewrite")
-    said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines]
+    wide = dtype == "auto" and dtype_of(config, "auto") != name
+    said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines,
+            *([f"weights are made {name}, which {target.name} computes in"] if wide else [])]
     return Survey(config, family, dims, name, target, module, ledger, decisions, programs, weights_of(programs.values()),
                   joined, captured, notes=said, seconds=seconds)
 

@@ -5,6 +5,7 @@ The figures only rank fusions and draw the roofline of `glmc plan`; a measuremen
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 from glmc.errors import UnknownName, UnsupportedTarget
@@ -14,6 +15,8 @@ from glmc.errors import UnknownName, UnsupportedTarget
 class Target:
     """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there,
     or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead.
+    needs: packages of others that it is compiled with, as they are imported; extra: what of glmc brings them.
+    dtype: what `auto` is there, None for the checkpoint's own.
     flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess."""
 
     name: str
@@ -24,6 +27,28 @@ class Target:
     missing: str | None = None
     gpu: tuple[str, int | str, int] | None = None
     flops: float = 2e11
+    needs: tuple[str, ...] = ()
+    extra: str | None = None
+    dtype: str | None = None
+
+    def lacking(self, *names: str) -> list[str]:
+        """Which of its packages are not installed, or which of these of them."""
+        return [name for name in self.needs if name in (names or self.needs) and not _installed(name)]
+
+    def check_packages(self) -> None:
+        """Raises UnsupportedTarget where a package that it is compiled with is not installed."""
+        if lacking := self.lacking():
+            raise UnsupportedTarget("a package that the target is compiled with is not installed", field="target",
+                                    expected=", ".join(self.needs), found=f"{self.name} without {', '.join(lacking)}",
+                                    hint=f"pip install 'glmc[{self.extra}]'")
+
+
+def _installed(name: str) -> bool:
+    """Whether a package can be imported; of a dotted one what is around it is."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 _LATER = "the target can be planned for, and is not compiled for by this version"
@@ -36,7 +61,10 @@ TARGETS = {t.name: t for t in (
     Target("cuda:sm_100", "triton", "fx", 7.5e12, 4.0, gpu=("cuda", 100, 32), flops=2250e12),
     Target("rocm:gfx942", "triton", "fx", 5.0e12, 5.0, gpu=("hip", "gfx942", 64), flops=1307e12),
     Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0, flops=320e12),
-    Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, _LATER),
+    Target("mlir", "mlir", "mlir", 40e9, 2.0, needs=("torch_mlir",), extra="mlir"),
+    Target("mlir:stablehlo", "mlir", "mlir", 40e9, 2.0, needs=("torch_mlir",), extra="mlir"),
+    Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, needs=("torch_mlir", "iree.compiler", "iree.runtime"), extra="mlir",
+           dtype="float32"),
     Target("onnx", "onnx", "onnx", 40e9, 2.0, _LATER),
 )}
 
@@ -77,9 +105,10 @@ def named(name: str) -> Target:
 
 
 def compilable(name: str) -> Target:
-    """The target called `name`, if this version can compile for it. Raises UnknownName, UnsupportedTarget."""
+    """The target called `name`, if this version can compile for it here. Raises UnknownName, UnsupportedTarget."""
     target = named(name)
     if target.missing:
         raise UnsupportedTarget(target.missing, field="target", found=name,
                                 expected=", ".join(t.name for t in TARGETS.values() if not t.missing))
+    target.check_packages()
     return target

@@ -18,8 +18,8 @@ from glmc.survey import Survey
 def placement_of(surveyed: Survey, keeps: Mapping[str, Keep], quant: str | None,
                  ) -> tuple[Placement | None, list[PlacementProof], list[str]]:
     """The placement and its proofs, or None, and notes on what is not cut and why. Raises NumericError."""
-    if surveyed.target.engine == "aoti":
-        return None, [], ["several ranks cannot run this artefact: the engine aoti compiles regions for whole weights"]
+    if (engine := surveyed.target.engine) in ("aoti", "iree", "mlir"):
+        return None, [], [f"several ranks cannot run this artefact: the engine {engine} compiles regions for whole weights"]
     if "components" in surveyed.config:
         return None, [], ["the ranks of a pipeline share its pictures: the text model runs on one and is not cut"]
     found, notes = placed(surveyed)

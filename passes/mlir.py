@@ -24,7 +24,8 @@ from glmc.program import Region
 from glmc.region import Bound
 
 MACHINE = "mlir"
-_PIPELINES = {"linalg": "torch-backend-to-linalg-on-tensors-backend-pipeline", "stablehlo": "torch-backend-to-stablehlo-backend-pipeline"}
+_PIPELINES = {"linalg": "torch-backend-to-linalg-on-tensors-backend-pipeline",
+              "stablehlo": "torch-backend-to-stablehlo-backend-pipeline"}
 _VERIFIES = ",torch-verify-linalg-on-tensors-backend-contract"
 """A pass that knows no calls; that no op of torch is left is seen here."""
 _TENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],(\w+)>")

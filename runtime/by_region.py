@@ -35,6 +35,7 @@ class ByRegion:
         self.features = _features(program, device.torch)
         bounds = artifact.manifest["bounds"]
         self.least, most = slots_of(artifact.manifest)
+        self.packed = artifact.manifest["engine"] == "iree"  # it takes no views with gaps: of several rows all slots
         self.cache = Cache(program, bounds["max_batch"], most, device.torch)
         # What moves between ranks is no work of the device alone, which a recording would hold.
         record = device.record if ranks.size == 1 else None
@@ -75,6 +76,8 @@ class ByRegion:
         on all three axes, or [B, 4], its slot and its position on each. placed: where some of the tokens lie in images.
         """
         slots, place = max(self.least, int(positions.max()) + 1 if slots is None else slots), self.device.torch
+        if self.packed and len(tokens) > 1:
+            slots = self.cache.slots
         named = {"input_ids": tokens, "slots": torch.arange(slots, device=place)}
         where, axes = positions[:, :tokens.shape[1]], positions[:, tokens.shape[1]:]
         if not self.axes:

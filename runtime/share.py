@@ -28,8 +28,8 @@ _LARGE = 1 << 21
 
 def open_placement(artifact: Artifact, ranks: int) -> Placement:
     """What the artefact says of ranks. Raises UsageError where so many cannot run it, before a weight is read."""
-    if artifact.manifest["engine"] == "aoti":
-        raise UsageError("the engine aoti runs on one rank: its regions are compiled for whole weights", field="ranks",
+    if (engine := artifact.manifest["engine"]) in ("aoti", "iree"):
+        raise UsageError(f"the engine {engine} runs on one rank: its regions are compiled for whole weights", field="ranks",
                          expected=1, found=ranks, hint="compile it with --target cpu")
     placed = read_placement(artifact.json("program.json"), lambda name: artifact.read(f"regions/{name}.region").decode())
     able = () if placed is None else placed.ranks
@@ -48,8 +48,7 @@ class Share:
         self.placed = open_placement(artifact, ranks.size)
         self.program = self.placed.program.at(ranks.size)
         self._programs = {**programs, MAIN: self.program}
-        native = artifact.manifest["engine"] == "native"
-        own = keeps_of(self._programs, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
+        own = keeps_of(self._programs, artifact.manifest["engine"], artifact.manifest.get("quant"), coded(kept)) if kept else {}
         self.kept = {**kept, **own}
 
     @property

@@ -18,7 +18,7 @@ PANEL = 32
 
 
 class Panels(NamedTuple):
-    """A matrix [rows, K] as panels [ceil(rows / 32), K, 32, 1]."""
+    """A matrix [rows, K] as panels [ceil(rows / 32), K, 32]."""
 
     panels: torch.Tensor
     rows: int
@@ -30,7 +30,7 @@ def accepts(site) -> str | None:
 
 @opaque("linear_panels", "(Tensor x, Tensor weight, int rows) -> Tensor")
 def _linear_panels(x: torch.Tensor, weight: torch.Tensor, rows: int) -> torch.Tensor:
-    return x @ weight.squeeze(-1).transpose(1, 2).flatten(0, 1)[:rows].T
+    return x @ weight.transpose(1, 2).flatten(0, 1)[:rows].T
 
 
 @torch.library.register_fake("glmc::linear_panels")
@@ -51,15 +51,17 @@ def linalg(types: list[str], out: str, rows: int) -> tuple[str, str]:
     x, weight = types
     panels, width = map(int, weight.removeprefix("tensor<").split("x")[:2])
     name, text = f"linear_{rows}x{width}", _ONE if x.startswith("tensor<1x") else _MANY
-    return name, text.format(name=name, x=x, weight=weight, out=out, panels=panels, width=width, rows=rows, lanes=panels * PANEL)
+    return name, text.format(name=name, x=x, weight=weight, out=out, panels=panels, width=width, rows=rows,
+                             lanes=panels * PANEL, tiles=f"tensor<{panels}x{width}x{PANEL}x1xf32>")
 
 
 _ONE = """func.func private @{name}(%x: {x}, %weight: {weight}) -> {out} {{
   %zero = arith.constant 0.0 : f32
+  %tiles = tensor.expand_shape %weight [[0], [1], [2, 3]] output_shape [{panels}, {width}, 32, 1] : {weight} into {tiles}
   %row = tensor.expand_shape %x [[0], [1, 2, 3]] output_shape [1, {width}, 1, 1] : {x} into tensor<1x{width}x1x1xf32>
   %empty = tensor.empty() : tensor<1x{panels}x1x32xf32>
   %none = linalg.fill ins(%zero : f32) outs(%empty : tensor<1x{panels}x1x32xf32>) -> tensor<1x{panels}x1x32xf32>
-  %sums = linalg.mmt4d ins(%row, %weight : tensor<1x{width}x1x1xf32>, {weight})
+  %sums = linalg.mmt4d ins(%row, %tiles : tensor<1x{width}x1x1xf32>, {tiles})
     outs(%none : tensor<1x{panels}x1x32xf32>) -> tensor<1x{panels}x1x32xf32>
   %flat = tensor.collapse_shape %sums [[0], [1, 2, 3]] : tensor<1x{panels}x1x32xf32> into tensor<1x{lanes}xf32>
   %out = tensor.extract_slice %flat[0, 0] [1, {rows}] [1, 1] : tensor<1x{lanes}xf32> to {out}
@@ -69,6 +71,7 @@ _MANY = """func.func private @{name}(%x: {x}, %weight: {weight}) -> {out} {{
   %first = arith.constant 0 : index
   %each = arith.constant 8 : index
   %zero = arith.constant 0.0 : f32
+  %tiles = tensor.expand_shape %weight [[0], [1], [2, 3]] output_shape [{panels}, {width}, 32, 1] : {weight} into {tiles}
   %count = tensor.dim %x, %first : {x}
   %blocks = arith.ceildivui %count, %each : index
   %room = tensor.empty(%blocks) : tensor<?x{width}x8x1xf32>
@@ -76,7 +79,7 @@ _MANY = """func.func private @{name}(%x: {x}, %weight: {weight}) -> {out} {{
     into %room : {x} -> tensor<?x{width}x8x1xf32>
   %empty = tensor.empty(%blocks) : tensor<?x{panels}x8x32xf32>
   %none = linalg.fill ins(%zero : f32) outs(%empty : tensor<?x{panels}x8x32xf32>) -> tensor<?x{panels}x8x32xf32>
-  %sums = linalg.mmt4d ins(%rows, %weight : tensor<?x{width}x8x1xf32>, {weight})
+  %sums = linalg.mmt4d ins(%rows, %tiles : tensor<?x{width}x8x1xf32>, {tiles})
     outs(%none : tensor<?x{panels}x8x32xf32>) -> tensor<?x{panels}x8x32xf32>
   %flat = tensor.empty(%count) : {out}
   %out = linalg.unpack %sums outer_dims_perm = [0, 1] inner_dims_pos = [0, 1] inner_tiles = [8, 32]
