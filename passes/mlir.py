@@ -1,8 +1,8 @@
 """A region's text to MLIR: exported again in one form, imported by torch-mlir, its arguments named as in the text.
 
 Dialects: linalg on tensors, or StableHLO. Weights are arguments, as they are everywhere; caches are arguments too, and what
-becomes of them comes first among the results. Where a kernel has a linalg form of its own, the importer sees an opaque op,
-which becomes a call of that form.
+becomes of them comes first among the results. A kernel may have a linalg form of its own, for compilers that are asked to be
+fast: the importer sees an opaque op, which becomes a call of that form. Otherwise it is written in plain steps.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch_mlir import fx, ir
+from torch_mlir.extras.fx_decomp_util import get_decomposition_table
 from torch_mlir.passmanager import PassManager
 
 from glmc import kernels
@@ -45,14 +46,17 @@ class Importing(nn.Module):
 
 
 def text_of(region: Region, form: str, bounds: lower.Bounds, panels: Mapping[str, tuple[int, ...]], dialect: str = "linalg",
-            ) -> str:
+            own: bool = False) -> str:
     """The module with one function, called as the region. panels: weight -> the shape in which it is kept, if in panels.
+    own: whether kernels are written in their own linalg forms.
 
     Raises InternalError with the importer's words.
     """
     rows = {name: int(spec.shape[0]) for name, _, spec in region.inputs if name in panels}
     exported, _ = lower.export(region, form, bounds, Importing(region, rows), panels)
-    module = fx.export_and_import(exported, output_type="raw", func_name=region.name)
+    plain = {} if own else {getattr(torch.ops.glmc, name).default: kernels.load(*home).plain for name, home in _HOMES.items()}
+    exported = exported.run_decompositions(get_decomposition_table() | plain)
+    module = fx.export_and_import(exported, output_type="raw", func_name=region.name, decomposition_table={})
     forms = _call_forms(module)
     for pipeline in ("torchdynamo-export-to-torch-backend-pipeline", _PIPELINES[dialect]):
         _run(module, pipeline)
@@ -111,7 +115,8 @@ def _call_forms(module: Any) -> dict[str, str]:
     return forms
 
 
-_HOMES = {"linear_panels": ("linear", MACHINE)}
+_HOMES = {"linear_panels": ("linear", MACHINE), "products": ("attention", MACHINE),
+          "chosen_products": ("moe_experts", MACHINE)}
 """Opaque op -> the kernel file that has its linalg form."""
 
 

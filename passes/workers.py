@@ -145,7 +145,7 @@ class Asked:
         from glmc.passes import mlir  # each needs packages that the other does without
 
         text = mlir.text_of(self.region, self.form, self.bounds, self.panels,
-                            "stablehlo" if self.how.name == "stablehlo" else "linalg")
+                            "stablehlo" if self.how.name == "stablehlo" else "linalg", self.how.name == "iree")
         if self.how.name == "iree":
             from glmc.passes import iree
 

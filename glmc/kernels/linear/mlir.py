@@ -30,12 +30,17 @@ def accepts(site) -> str | None:
 
 @opaque("linear_panels", "(Tensor x, Tensor weight, int rows) -> Tensor")
 def _linear_panels(x: torch.Tensor, weight: torch.Tensor, rows: int) -> torch.Tensor:
-    return x @ weight.transpose(1, 2).flatten(0, 1)[:rows].T
+    return plain(x, weight, rows)
 
 
 @torch.library.register_fake("glmc::linear_panels")
 def _(x: torch.Tensor, weight: torch.Tensor, rows: int) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], rows))
+
+
+def plain(x: torch.Tensor, weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """`linear_panels` in steps that every importer takes."""
+    return x @ weight.transpose(1, 2).flatten(0, 1)[:rows].T
 
 
 def run(x: torch.Tensor, weight: torch.Tensor | Panels, bias: torch.Tensor | None = None) -> torch.Tensor:
