@@ -28,7 +28,7 @@ from glmc.checkpoint.pack import Want, check, pack
 from glmc.checkpoint.packed import Packed
 from glmc.checkpoint.recipe import Concatenate, Recipe
 from glmc.checkpoint.scheme import Scheme, scheme_of
-from glmc.errors import NotCompiled, UsageError
+from glmc.errors import InternalError, NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.largest_media import settings_of
 from glmc.machine import cpu_flags
@@ -39,7 +39,8 @@ from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
 from glmc.passes.prove_coded import prove_coded
-from glmc.passes.prove_native import prove_native
+from glmc.passes.prove_native import RegionProof, prove_native
+from glmc.passes.refuse import refused
 from glmc.passes.workers import compile_all, how_of
 from glmc.placement import FIELD, Placement
 from glmc.program import MAIN, written
@@ -103,11 +104,11 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         lowering = [proof for program in ours for proof in prove_native(program, keeps)]
         decoding = prove_coded(keeps) if machine.gpu else []
         placement, placed, over_ranks = placement_of(surveyed, keeps, quant)
+        lowering += _compile_regions(surveyed, placement, bounds, keeps, writer, progress)
         for name, tensor in buffers.items():
             sink.write(name, tensor)
         copied, done = {name: want for name, want in wanted.items() if name not in linked}, itertools.count(1)
         pack(checkpoint, copied, sink, lambda *_: progress("pack weights", next(done), len(copied)))
-        _compile_regions(surveyed, placement, bounds, keeps, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)
         said_of = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
@@ -215,8 +216,10 @@ def _drafts(leftover: list[str], layers: int) -> list[str]:
 
 
 def _compile_regions(surveyed: Survey, placement: Placement | None, bounds: Bounds, keeps: dict[str, Keep],
-                     writer: ArtifactWriter, progress: Progress) -> None:
-    """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts."""
+                     writer: ArtifactWriter, progress: Progress) -> list[RegionProof]:
+    """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts.
+
+    Returns the proofs of what IREE compiled."""
     regions = surveyed.program.regions.values()
     programs = [*surveyed.programs.values(), *([placement.program] if placement else [])]
     for region in {region.name: region for program in programs for region in program.regions.values()}.values():
@@ -225,15 +228,23 @@ def _compile_regions(surveyed: Survey, placement: Placement | None, bounds: Boun
         if (how := how_of(surveyed.target)) is not None:
             jobs = [(region, form) for region in regions for form in bounds.forms()]
             panels = panels_of(surveyed.program, keeps)
-            for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs)), how,
-                                    panels):
-                writer.add_file(f"regions/{made.name}", made)
+            try:
+                for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs)), how,
+                                        panels):
+                    writer.add_file(f"regions/{made.name}", made)
+            except InternalError as fault:
+                raise fault if how.name == "aoti" else refused(surveyed.program, fault, surveyed.target) from fault
+            if surveyed.target.engine == "iree":
+                from glmc.passes.prove_iree import prove_iree
+
+                return prove_iree(surveyed.program, panels, bounds, Path(scratch))
         elif surveyed.target.gpu is not None:
             from glmc.passes.ahead import build_all
 
             for made in build_all(surveyed.programs, keeps, bounds, surveyed.target.gpu, Path(scratch),
                                   lambda *counts: progress("build kernels", *counts)):
                 writer.add_file(f"kernels/{made.name}", made)
+    return []
 
 
 def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover: list[str], quant: str | None,

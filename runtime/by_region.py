@@ -24,8 +24,8 @@ ANY = "any"
 """The one form of the code of a part beside the text: it takes images of any number and size."""
 
 PIECE = 128
-"""Tokens of a prompt that engine `iree` runs at once: what attention makes of them stays near the core, and no token is asked of
-what comes after its piece."""
+"""Tokens of a prompt that engine `iree` runs at once: what attention makes of them stays near the core, and slots behind a
+piece are not looked at."""
 
 
 class ByRegion:

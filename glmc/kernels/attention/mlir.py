@@ -68,20 +68,21 @@ def shares(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def linalg(types: list[str], out: str) -> tuple[str, str]:
     """Name and text of the function in linalg that is `torch.ops.glmc.products` of these MLIR types."""
-    (n, m, k), (_, l, _) = (kind.removeprefix("tensor<").removesuffix("xf32>").split("x") for kind in types)
+    (n, m, k), (_, cols, _) = (kind.removeprefix("tensor<").removesuffix("xf32>").split("x") for kind in types)
     blocks = "?" if m == "?" else str(-(-int(m) // 8))
-    lanes = "?" if l == "?" else str(-(-int(l) // 32))
+    lanes = "?" if cols == "?" else str(-(-int(cols) // 32))
 
     def sizes(**given: str) -> str:
         return ", ".join(f"%{name}" for name, size in given.items() if size == "?")
 
     rows, columns, tiles = f"tensor<{n}x{blocks}x{k}x8x1xf32>", f"tensor<{n}x{lanes}x{k}x32x1xf32>", (
         f"tensor<{n}x{blocks}x{lanes}x8x32xf32>")
-    name = "products_" + "_".join("x".join("n" if size == "?" else size for size in sides) for sides in ((n, m, k), (n, l, k)))
+    sides = "_".join("x".join(size) for size in ((n, m, k), (n, cols, k))).replace("?", "n")
+    name = f"products_{sides}"
     return name, _PRODUCTS.format(
         name=name, a=types[0], b=types[1], out=out, rows=rows, columns=columns, tiles=tiles,
-        of_rows=sizes(n=n, blocks=blocks, k=k), of_columns=sizes(n=n, lanes=lanes, k=k), of_tiles=sizes(n=n, blocks=blocks, lanes=lanes),
-        of_out=sizes(n=n, m=m, l=l))
+        of_rows=sizes(n=n, blocks=blocks, k=k), of_columns=sizes(n=n, lanes=lanes, k=k),
+        of_tiles=sizes(n=n, blocks=blocks, lanes=lanes), of_out=sizes(n=n, m=m, l=cols))
 
 
 _PRODUCTS = """func.func private @{name}(%a: {a}, %b: {b}) -> {out} {{

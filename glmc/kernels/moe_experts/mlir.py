@@ -1,7 +1,7 @@
 """Tokens through their chosen experts, every token by itself: the matrices of its experts are read where they lie.
 
-Sizes that depend on what was chosen are none that a compiler ahead can have, so tokens are not sorted by expert. One token reads
-what it must; many read an expert once for each token that chose it.
+Sizes that depend on what was chosen are none that a compiler ahead can have, so tokens are not sorted by expert. One token
+reads what it must; many read an expert once for each token that chose it.
 """
 
 from __future__ import annotations
