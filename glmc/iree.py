@@ -6,8 +6,10 @@ does not begin at 64 bytes. A region gives back the caches it was given, which i
 
 from __future__ import annotations
 
+import atexit
 import functools
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Sequence
 
 import torch
 from iree import runtime
@@ -16,7 +18,6 @@ from torch.utils import dlpack
 from glmc.errors import DamagedArtifact, InternalError
 from glmc.program import Region
 
-Call = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 _ALIGN = 64
 _CPU = 1
 """What DLPack calls memory of the host."""
@@ -36,38 +37,55 @@ def _device(threads: int) -> runtime.HalDevice:
     return runtime.get_driver("local-task").create_default_device()
 
 
-def load(code: bytes, region: Region, file: str) -> Call:
-    """The region whose module is `code`, of the file `file`, on as many threads as torch has now. Raises DamagedArtifact."""
-    place = _device(torch.get_num_threads())
-    try:
-        module = runtime.VmModule.copy_buffer(_instance(), code)
-        context = runtime.VmContext(_instance(), [runtime.create_hal_module(_instance(), place), module])
-        function = module.lookup_function(region.name)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise DamagedArtifact("the region's module cannot be loaded", file=file, found=str(error)) from error
-    caches = sum(role == "cache" for _, role, _ in region.inputs)
-    count = caches + len(region.outputs)
-    roles = [role for _, role, _ in region.inputs]
+class Loaded:
+    """The region whose module is `code`, of the file `file`, on as many threads as torch has when it is loaded."""
 
-    def call(inputs: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def __init__(self, code: bytes, region: Region, file: str) -> None:
+        """Raises DamagedArtifact."""
+        self._roles = [role for _, role, _ in region.inputs]
+        self._caches, self._outputs = self._roles.count("cache"), len(region.outputs)
+        self._device = _device(torch.get_num_threads())
+        try:
+            module = runtime.VmModule.copy_buffer(_instance(), code)
+            hal = runtime.create_hal_module(_instance(), self._device)
+            self._context = runtime.VmContext(_instance(), [hal, module])
+            self._function = module.lookup_function(region.name)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise DamagedArtifact("the region's module cannot be loaded", file=file, found=str(error)) from error
+        _LOADED.add(self)
+
+    def __call__(self, inputs: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The region's results. Raises InternalError for a cache or weight that does not lie as the module reads it."""
+        count = self._caches + self._outputs
         arguments, results = runtime.VmVariantList(len(inputs)), runtime.VmVariantList(count)
-        for tensor, role in zip(inputs, roles, strict=True):
-            arguments.push_ref(_view(place, tensor, role))
-        context.invoke(function, arguments, results)
-        return [_tensor(place, results.get_as_object(n, runtime.HalBufferView)) for n in range(caches, count)]
+        for tensor, role in zip(inputs, self._roles, strict=True):
+            arguments.push_ref(self._device.from_dlpack_capsule(dlpack.to_dlpack(_aligned(tensor, role))))
+        self._context.invoke(self._function, arguments, results)
+        views = [results.get_as_object(number, runtime.HalBufferView) for number in range(self._caches, count)]
+        return [dlpack.from_dlpack(self._device.create_dlpack_capsule(view, _CPU, 0)) for view in views]
 
-    return call
-
-
-def _view(place: runtime.HalDevice, tensor: torch.Tensor, role: str) -> runtime.HalBufferView:
-    """The tensor's own memory; of a value a copy, where that is not aligned. Raises InternalError for a cache that is not."""
-    if tensor.data_ptr() % _ALIGN or not tensor.is_contiguous():
-        if role != "value":
-            raise InternalError("a tensor does not lie as the module reads it", field=role, found=list(tensor.shape),
-                                expected=f"contiguous from a multiple of {_ALIGN} bytes on")
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-    return place.from_dlpack_capsule(dlpack.to_dlpack(tensor))
+    def close(self) -> None:
+        """Let go of the virtual machine."""
+        del self._function, self._context, self._device
 
 
-def _tensor(place: runtime.HalDevice, view: runtime.HalBufferView) -> torch.Tensor:
-    return dlpack.from_dlpack(place.create_dlpack_capsule(view, _CPU, 0))
+_LOADED: weakref.WeakSet[Loaded] = weakref.WeakSet()
+
+
+@atexit.register
+def _close() -> None:
+    """IREE's bindings complain of every object that outlives them."""
+    for loaded in list(_LOADED):
+        loaded.close()
+    for made in (_device, _instance):
+        made.cache_clear()
+
+
+def _aligned(tensor: torch.Tensor, role: str) -> torch.Tensor:
+    """The tensor itself, or of a value a copy where that is not contiguous from a multiple of 64 bytes on."""
+    if tensor.data_ptr() % _ALIGN == 0 and tensor.is_contiguous():
+        return tensor
+    if role != "value":
+        raise InternalError("a tensor does not lie as the module reads it", field=role, found=list(tensor.shape),
+                            expected=f"contiguous from a multiple of {_ALIGN} bytes on")
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -54,7 +54,8 @@ def text_of(region: Region, form: str, bounds: lower.Bounds, panels: Mapping[str
     """
     rows = {name: int(spec.shape[0]) for name, _, spec in region.inputs if name in panels}
     exported, _ = lower.export(region, form, bounds, Importing(region, rows), panels)
-    plain = {} if own else {getattr(torch.ops.glmc, name).default: kernels.load(*home).plain for name, home in _HOMES.items()}
+    homes = {name: kernels.load(*home) for name, home in _HOMES.items()}  # which registers the ops
+    plain = {} if own else {getattr(torch.ops.glmc, name).default: home.plain for name, home in homes.items()}
     exported = exported.run_decompositions(get_decomposition_table() | plain)
     module = fx.export_and_import(exported, output_type="raw", func_name=region.name, decomposition_table={})
     forms = _call_forms(module)
@@ -78,8 +79,10 @@ def _run(module: ir.Module, pipeline: str) -> None:
         context.emit_error_diagnostics = True
         handler = context.attach_diagnostic_handler(hear)
         try:
-            passes = str(PassManager.parse(f"builtin.module({pipeline})")).replace(_VERIFIES, "")
-            PassManager.parse(passes).run(module.operation)
+            passes = PassManager.parse(f"builtin.module({pipeline})")
+            if _VERIFIES in str(passes):
+                passes = PassManager.parse(str(passes).replace(_VERIFIES, ""))
+            passes.run(module.operation)
         except ir.MLIRError as fault:
             raise InternalError("torch-mlir cannot import a region", found="; ".join(said) or str(fault)) from fault
         finally:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from glmc import iree
 from glmc.errors import NumericError
+from glmc.iree import Loaded
 from glmc.native.keep import Keep
 from glmc.passes.lower import Bounds
 from glmc.passes.prove_native import FLOAT32, MOST, RegionProof, apart, clear_choices, input_for, run, weight, widened
@@ -54,7 +54,7 @@ def _prove(region: Region, form: str, panels: Mapping[str, tuple[int, ...]], slo
         given |= {local: tensor.to(given[local].dtype) for local, tensor in clear.items()}
     exact = run(Bound(wide, "cpu"), wide, {**given, **plain})
     text = run(Bound(region, "cpu"), region, {**given, **plain}) if low else exact
-    call = iree.load(file.read_bytes(), region, file.name)
+    call = Loaded(file.read_bytes(), region, file.name)
     ours = run(lambda *tensors: call(list(tensors)), region, {**given, **kept})
     scales = [max(float(e.abs().max()), 1e-6) for e in exact]
     errors = [max((apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0) for side in (ours, text)]

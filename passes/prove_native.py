@@ -141,7 +141,7 @@ def widened(region: Region) -> Region:
 
 
 def weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> torch.Tensor:
-    """A random weight of a region as `keep` stores it: a correction of routing decides, norms are near 1, rows stay as large."""
+    """A random weight of a region as `keep` stores it: a correction of routing decides, norms are near 1."""
     from glmc.checkpoint.tensor_bytes import torch_dtype
 
     drawn = torch.randn(keep.sizes, generator=draw)

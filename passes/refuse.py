@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from glmc.errors import InternalError, UnsupportedTarget
+from glmc.errors import GlmcError, InternalError, UnsupportedTarget
 from glmc.program import Program, Region
 from glmc.target import Target
 
@@ -12,10 +12,12 @@ _OP = re.compile(r"(?:torch\.)?((?:aten|glmc|prims|prim)\.\w+(?:\.\w+)?)")
 _LAYER = re.compile(r"^weight:(.*?(?:layers|blocks?)\.\d+)\.")
 
 
-def refused(program: Program, fault: InternalError, target: Target) -> UnsupportedTarget:
-    """What to say in the place of `fault`, whose field is the region and form at which a compiler stopped."""
+def refused(program: Program, fault: InternalError, target: Target) -> GlmcError:
+    """What to say in the place of `fault`, whose field is the region and form at which a compiler stopped, if an op is named."""
     name, _, form = (fault.field or "").partition(".")
-    ops = list(dict.fromkeys(_OP.findall(str(fault)))) or ["an op that it does not name"]
+    ops = list(dict.fromkeys(_OP.findall(str(fault))))
+    if not ops:
+        return fault
     path = module_of(program, program.regions[name], ops) if name in program.regions else None
     return UnsupportedTarget("the target cannot take an op of this model", field=path or f"{name}, {form}",
                              expected=f"ops that {target.name} has", found=f"{ops[0]} for {target.name}",

@@ -19,8 +19,11 @@ def accepts(site) -> str | None:
 
 @opaque("products", "(Tensor a, Tensor b) -> Tensor")
 def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [N, M, K], b [N, L, K] of float32 -> [N, M, L], for each N all products of rows."""
-    return a @ b.transpose(1, 2)
+    """a [N, M, K], b [N, L, K] of float32 -> [N, M, L], for each N all products of rows.
+
+    Summed here in float64: in which order a compiler adds is its own, and what it made is proved by itself.
+    """
+    return (a.double() @ b.double().transpose(1, 2)).to(a.dtype)
 
 
 @torch.library.register_fake("glmc::products")
@@ -45,10 +48,10 @@ def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: to
         weights, total = shares(scores if hidden is None else scores + hidden)
         found = (weights.unsqueeze(-1) * value.float().unsqueeze(2)).sum(3) / total
         return found.to(query.dtype).reshape(rows, heads, 1, value.shape[-1])
-    asked = (query.contiguous().float() * scale).view(rows * kv, groups * tokens, width)
+    asked = query.contiguous().float().view(rows * kv, groups * tokens, width)
     keys = key.contiguous().float().view(rows * kv, slots, width)
     values = value.transpose(2, 3).contiguous().float().view(rows * kv, value.shape[-1], slots)
-    scores = torch.ops.glmc.products(asked, keys)
+    scores = torch.ops.glmc.products(asked, keys) * scale
     if hidden is not None:
         split = scores.unflatten(1, (groups, tokens)).unflatten(0, (rows, kv))
         scores = (split + hidden.unsqueeze(1)).flatten(0, 1).flatten(1, 2)

@@ -29,4 +29,4 @@ def run(q_plain: torch.Tensor, q_turned: torch.Tensor, latent: torch.Tensor, tur
     asked = torch.einsum("bhn,hnr->bhr", q_plain.squeeze(1).float(), parts[:, :plain])
     scores = asked @ rows.transpose(1, 2) + q_turned.squeeze(1).float() @ turned.squeeze(2).float().transpose(1, 2)
     weights, total = attention.shares(scores * scale + torch.where(visible.squeeze(1), 0.0, float("-inf")))
-    return torch.einsum("bhr,hvr->bhv", weights @ rows / total, parts[:, plain:]).to(q_plain.dtype).unsqueeze(2)
+    return torch.einsum("bhr,hvr->bhv", weights / total @ rows, parts[:, plain:]).to(q_plain.dtype).unsqueeze(2)
