@@ -55,7 +55,8 @@ def text_of(region: Region, form: str, bounds: lower.Bounds, panels: Mapping[str
     rows = {name: int(spec.shape[0]) for name, _, spec in region.inputs if name in panels}
     exported, _ = lower.export(region, form, bounds, Importing(region, rows), panels)
     homes = {name: kernels.load(*home) for name, home in _HOMES.items()}  # which registers the ops
-    plain = {} if own else {getattr(torch.ops.glmc, name).default: home.plain for name, home in homes.items()}
+    plain = {getattr(torch.ops.glmc, name).default: home.plain for name, home in homes.items()
+             if not (own and hasattr(home, "linalg"))}
     exported = exported.run_decompositions(get_decomposition_table() | plain)
     module = fx.export_and_import(exported, output_type="raw", func_name=region.name, decomposition_table={})
     forms = _call_forms(module)
@@ -119,8 +120,8 @@ def _call_forms(module: Any) -> dict[str, str]:
 
 
 _HOMES = {"linear_panels": ("linear", MACHINE), "products": ("attention", MACHINE),
-          "chosen_products": ("moe_experts", MACHINE)}
-"""Opaque op -> the kernel file that has its linalg form."""
+          "chosen_products": ("moe_experts", MACHINE), "best_slots": ("lightning_indexer", MACHINE)}
+"""Opaque op -> the kernel file that has its linalg form, if it has one, and its plain steps."""
 
 
 def _builtin(kind: Any) -> str:
