@@ -28,20 +28,21 @@ from glmc.checkpoint.pack import Want, check, pack
 from glmc.checkpoint.packed import Packed
 from glmc.checkpoint.recipe import Concatenate, Recipe
 from glmc.checkpoint.scheme import Scheme, scheme_of
-from glmc.errors import NotCompiled, UsageError
+from glmc.errors import InternalError, NotCompiled, UsageError
 from glmc.families.fields import Dims
 from glmc.largest_media import settings_of
 from glmc.machine import cpu_flags
 from glmc.native.keep import QUANTS, Keep, kept_json
-from glmc.native.keeps import keeps_of
+from glmc.native.keeps import keeps_of, panels_of
 from glmc.passes import onnx
 from glmc.passes.contenders import judge_for
 from glmc.passes.faster import Judge
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import prove
 from glmc.passes.prove_coded import prove_coded
-from glmc.passes.prove_native import prove_native
-from glmc.passes.workers import compile_all
+from glmc.passes.prove_native import RegionProof, prove_native
+from glmc.passes.refuse import refused
+from glmc.passes.workers import compile_all, how_of
 from glmc.placement import FIELD, Placement
 from glmc.program import MAIN, ONNX, written
 from glmc.survey import Progress, Survey, survey, weights_of
@@ -80,8 +81,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         recipes = _recipes(surveyed, checkpoint, scheme)
         stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
         as_they_are = stays if dtype == "auto" and quant is None else {}
-        native = machine.engine == "native"
-        keeps = keeps_of(surveyed.programs, native, quant, as_they_are) if native or machine.gpu else {}
+        native, kept = machine.engine == "native", machine.engine in ("native", "iree")
+        keeps = keeps_of(surveyed.programs, machine.engine, quant, as_they_are) if kept or machine.gpu else {}
         if machine.gpu:
             opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
         surveyed.notes += _kept(surveyed, stays, opened, keeps, quant)
@@ -108,15 +109,15 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         lowering = [proof for program in ours for proof in prove_native(program, keeps)]
         decoding = prove_coded(keeps) if machine.gpu else []
         placement, placed, over_ranks = placement_of(surveyed, keeps, quant)
+        lowering += _compile_regions(surveyed, placement, bounds, keeps, writer, progress)
         for name, tensor in buffers.items():
             sink.write(name, tensor)
         copied, done = {name: want for name, want in wanted.items() if name not in linked}, itertools.count(1)
         pack(checkpoint, copied, sink, lambda *_: progress("pack weights", next(done), len(copied)))
-        _compile_regions(surveyed, placement, bounds, keeps, writer, progress)
         for name, path in files.items():
             writer.add_file(name, path)
-        kept = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
-        writer.add_json("program.json", written(surveyed.programs) | kept |
+        said_of = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
+        writer.add_json("program.json", written(surveyed.programs) | said_of |
                         ({FIELD: placement.to_json()} if placement else {}))
         writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes, "ranks": over_ranks,
                                        "broken": surveyed.ledger.broken})
@@ -220,23 +221,35 @@ def _drafts(leftover: list[str], layers: int) -> list[str]:
 
 
 def _compile_regions(surveyed: Survey, placement: Placement | None, bounds: Bounds, keeps: dict[str, Keep],
-                     writer: ArtifactWriter, progress: Progress) -> None:
-    """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts."""
+                     writer: ArtifactWriter, progress: Progress) -> list[RegionProof]:
+    """The text of each distinct region; its library once a form where the engine wants one, or the kernels that it starts.
+
+    Returns the proofs of what IREE compiled."""
     regions = surveyed.program.regions.values()
     programs = [*surveyed.programs.values(), *([placement.program] if placement else [])]
     for region in {region.name: region for program in programs for region in program.regions.values()}.values():
         writer.add_bytes(f"regions/{region.name}.region", region.text().encode())
     with tempfile.TemporaryDirectory(prefix="glmc-regions-") as scratch:
-        if surveyed.target.engine == "aoti":
+        if (how := how_of(surveyed.target)) is not None:
             jobs = [(region, form) for region in regions for form in bounds.forms()]
-            for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs))):
-                writer.add_file(f"regions/{made.name}", made)
+            panels = panels_of(surveyed.program, keeps)
+            try:
+                for made in compile_all(jobs, bounds, Path(scratch), lambda n: progress("compile regions", n, len(jobs)), how,
+                                        panels):
+                    writer.add_file(f"regions/{made.name}", made)
+            except InternalError as fault:
+                raise fault if how.name == "aoti" else refused(surveyed.program, fault, surveyed.target) from fault
+            if surveyed.target.engine == "iree":
+                from glmc.passes.prove_iree import prove_iree
+
+                return prove_iree(surveyed.program, panels, bounds, Path(scratch))
         elif surveyed.target.gpu is not None:
             from glmc.passes.ahead import build_all
 
             for made in build_all(surveyed.programs, keeps, bounds, surveyed.target.gpu, Path(scratch),
                                   lambda *counts: progress("build kernels", *counts)):
                 writer.add_file(f"kernels/{made.name}", made)
+    return []
 
 
 def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover: list[str], quant: str | None,
@@ -244,7 +257,7 @@ def _manifest(surveyed: Survey, bounds: Bounds, checkpoint: Checkpoint, leftover
     return {
         "glmc": __version__, "torch": torch.__version__, "family": surveyed.dims.model_type,
         "target": surveyed.target.name, "engine": surveyed.target.engine, "dtype": surveyed.dtype, "quant": quant,
-        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.engine == "aoti" else {},
+        "machine": {"arch": platform.machine(), "cpu_flags": cpu_flags()} if surveyed.target.engine in ("aoti", "iree") else {},
         "dims": dataclasses.asdict(surveyed.dims), "bounds": {"max_len": bounds.max_len, "max_batch": bounds.max_batch},
         "source": checkpoint.digest(), "left_unused": leftover, "seconds": surveyed.seconds,
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FIELD = "parallel"
 """Of program.json: the text model as several ranks run it."""
-ONE_RANK = ("aoti", "onnx")
+ONE_RANK = ("aoti", "onnx", "iree", "mlir")
 """Engines whose code is compiled for whole weights: they run on one rank."""
 
 

@@ -30,7 +30,7 @@ repeat repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attentio
 select_scatter sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub
 sum sym_size t tanh to topk transpose tril triu unbind unflatten unsqueeze upsample_nearest2d view where zeros zeros_like
 """.split())
-REPLACED = {"triton": {"aten.linear.default": "glmc.linear"}}
+REPLACED = {machine: {"aten.linear.default": "glmc.linear"} for machine in ("triton", "mlir")}
 """Machine -> ops of a region's text that a kernel of the machine's own runs, wherever the region is bound for it."""
 FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.zeros.default", "aten.full.default",
              "aten.empty.memory_format"}

@@ -13,33 +13,39 @@ from glmc.errors import UnknownName, UnsupportedTarget
 
 @dataclass(frozen=True)
 class Target:
-    """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there,
-    or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead.
+    """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there.
+    gpu: a GPU as Triton names it, its kernels are built ahead.
     flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess. packages: what compiling for it imports,
-    which `pip install glmc[EXTRA]` brings. dtypes: what it computes in; the first is taken for a checkpoint in another."""
+    which `pip install glmc[EXTRA]` brings. dtypes: what it computes in; the first is taken for a checkpoint in another.
+    auto: the dtype for any checkpoint, where it computes well in that alone."""
 
     name: str
     machine: str
     engine: str
     bandwidth: float
     launch_us: float
-    missing: str | None = None
     gpu: tuple[str, int | str, int] | None = None
     flops: float = 2e11
     packages: tuple[str, ...] = ()
     extra: str = ""
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    auto: str | None = None
 
-    def lacking(self) -> list[str]:
-        """The packages that compiling for it imports and that are not installed."""
-        return [package for package in self.packages if importlib.util.find_spec(package) is None]
+    def lacking(self, *names: str) -> list[str]:
+        """The packages that compiling for it imports, or these of them, that are not installed."""
+        return [name for name in self.packages if name in (names or self.packages) and not _installed(name)]
 
     def beside(self) -> Target:
         """Where the parts run that stand beside the text: here, or for a target that is only written for text, engine `fx`."""
         return TARGETS["fx"] if self.extra else self
 
 
-_LATER = "the target can be planned for, and is not compiled for by this version"
+def _installed(name: str) -> bool:
+    """Whether a package can be imported; of a dotted name also what is around it."""
+    around = name.rpartition(".")[0]
+    return (not around or _installed(around)) and importlib.util.find_spec(name) is not None
+
+
 TARGETS = {t.name: t for t in (
     Target("cpu", "cpu", "native", 40e9, 2.0),
     Target("cpu:aoti", "cpu", "aoti", 40e9, 2.0),
@@ -49,7 +55,10 @@ TARGETS = {t.name: t for t in (
     Target("cuda:sm_100", "triton", "fx", 7.5e12, 4.0, gpu=("cuda", 100, 32), flops=2250e12),
     Target("rocm:gfx942", "triton", "fx", 5.0e12, 5.0, gpu=("hip", "gfx942", 64), flops=1307e12),
     Target("npu:ascend910b", "npu", "fx", 1.6e12, 6.0, flops=320e12),
-    Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, _LATER),
+    Target("mlir", "mlir", "mlir", 40e9, 2.0, packages=("torch_mlir",), extra="mlir"),
+    Target("mlir:stablehlo", "mlir", "mlir", 40e9, 2.0, packages=("torch_mlir",), extra="mlir"),
+    Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, packages=("torch_mlir", "iree.compiler", "iree.runtime"), extra="mlir",
+           auto="float32"),
     Target("onnx", "onnx", "onnx", 40e9, 2.0, packages=("onnx", "onnxscript", "onnxruntime"), extra="onnx",
            dtypes=("float32",)),
 )}
@@ -93,9 +102,6 @@ def named(name: str) -> Target:
 def compilable(name: str) -> Target:
     """The target called `name`, if this version can compile for it here. Raises UnknownName, UnsupportedTarget."""
     target = named(name)
-    if target.missing:
-        raise UnsupportedTarget(target.missing, field="target", found=name,
-                                expected=", ".join(t.name for t in TARGETS.values() if not t.missing))
     if lacking := target.lacking():
         raise UnsupportedTarget("a package that this target is compiled with is not installed", field=name, expected=lacking[0],
                                 hint=f"pip install 'glmc[{target.extra}]'")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,24 +49,29 @@ class Bounds:
 
 
 class _Module(nn.Module):
-    def __init__(self, region: Region, machine: str) -> None:
+    def __init__(self, region: Region) -> None:
         super().__init__()
-        self.bound = Bound(region, machine, replace=CPU_KERNELS)
+        self.bound = Bound(region, "cpu", replace=CPU_KERNELS)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.bound(*inputs)
 
 
-def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds) -> torch.Tensor:
+def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds, views: bool = True) -> torch.Tensor:
     """A zero tensor of a region's input; a cache is a view of its first slots, with the strides it has when running."""
     shape, dtype = spec.at(sizes), getattr(torch, spec.dtype)
-    if role == "cache":
+    if role == "cache" and views:
         return torch.empty([shape[0], bounds.slots + 1, *shape[2:]], dtype=dtype)[:, : shape[1]]
     return torch.empty(shape, dtype=dtype)
 
 
-def export(region: Region, form: str, bounds: Bounds, machine: str = "cpu"):
-    """The region in one form as an exported program, and its sample inputs."""
+def export(region: Region, form: str, bounds: Bounds, module: nn.Module | None = None,
+           shapes: Mapping[str, tuple[int, ...]] | None = None):
+    """The region in one form as an exported program, and its sample inputs.
+
+    module: what is exported in the place of the region's CPU code, whose caches are then whole tensors. shapes: of weights that
+    are kept otherwise than the text has them.
+    """
     fixed = FORMS[form]
     sizes = {"B": 3, "S": 5, "L": max(11, bounds.least), "M": 7} | fixed
     unknown = {s for _, _, spec in region.inputs for s in spec.shape if isinstance(s, str)} - set(sizes)
@@ -76,9 +82,10 @@ def export(region: Region, form: str, bounds: Bounds, machine: str = "cpu"):
     free = {k: torch.export.Dim(k, min=least[k], max=most[k]) for k in most if k not in fixed}
     dynamic = tuple({i: free[s] for i, s in enumerate(spec.shape) if s in free} for _, _, spec in region.inputs)
     with torch._subclasses.FakeTensorMode():
-        inputs = tuple(sample(spec, role, sizes, bounds) for _, role, spec in region.inputs)
+        kept = {name: Spec(spec.dtype, (shapes or {}).get(name, spec.shape)) for name, _, spec in region.inputs}
+        inputs = tuple(sample(kept[name], role, sizes, bounds, module is None) for name, role, _ in region.inputs)
     with torch.no_grad():
-        exported = torch.export.export(_Module(region, machine), inputs, dynamic_shapes=(dynamic,), strict=False)
+        exported = torch.export.export(module or _Module(region), inputs, dynamic_shapes=(dynamic,), strict=False)
     return exported, inputs
 
 

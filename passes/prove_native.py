@@ -30,7 +30,7 @@ from glmc.program import Program, Region, Spec
 from glmc.region import Bound
 
 FLOAT32, QUANTISED = 1e-4, 0.03
-_MOST = 1 << 28
+MOST = 1 << 28
 """The most elements of a region's weights; a region with more is proved with fewer experts, or not, and says so."""
 _SHAPES = ({"B": 1, "S": 1, "L": 300, "M": 5}, {"B": 1, "S": 7, "L": 270, "M": 5}, {"B": 3, "S": 1, "L": 33, "M": 5})
 _DRAWS = 16
@@ -68,13 +68,13 @@ def prove_native(program: Program, keeps: dict[str, Keep]) -> list[RegionProof]:
 
 def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     note = None
-    if sum(math.prod(k.sizes) for k in keeps.values()) > _MOST:
+    if sum(math.prod(k.sizes) for k in keeps.values()) > MOST:
         smaller = _fewer_experts(region, keeps)
         if smaller is None:
-            return RegionProof(region.name, 0.0, 0.0, 0.0, f"not replayed: more than {_MOST} elements of weights")
+            return RegionProof(region.name, 0.0, 0.0, 0.0, f"not replayed: more than {MOST} elements of weights")
         region, keeps, note = smaller
     draw = torch.Generator().manual_seed(11)
-    weights = {name: _weight(name, keep, region, draw) for name, keep in keeps.items()}
+    weights = {name: weight(name, keep, region, draw) for name, keep in keeps.items()}
     wide, low = widened(region), any(spec.dtype == "bfloat16" for _, _, spec in region.inputs)
     quantised = any(k.rounds for k in keeps.values())
     worst = RegionProof(region.name, 0.0, 0.0, FLOAT32, note)
@@ -82,13 +82,13 @@ def _prove(region: Region, keeps: dict[str, Keep]) -> RegionProof:
     for sizes in _shapes(region):
         given = {name: input_for(name, spec, sizes, draw) for name, role, spec in region.inputs if role != "weight"}
         if "index" in given:
-            clear = _clear_choices(wide, {**given, **held}, draw)
+            clear = clear_choices(wide, {**given, **held}, draw)
             given |= {name: tensor.to(given[name].dtype) for name, tensor in clear.items()}
-        exact = _run(Bound(wide, "cpu"), wide, {**given, **held})
-        text = _run(Bound(region, "cpu"), region, {**given, **held}) if low else exact
-        ours = _run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})
+        exact = run(Bound(wide, "cpu"), wide, {**given, **held})
+        text = run(Bound(region, "cpu"), region, {**given, **held}) if low else exact
+        ours = run(lambda *t, keeps=keeps: alone_with(region, keeps)(list(t)), region, {**given, **weights})
         scales = [max(float(e.abs().max()), 1e-6) for e in exact]
-        errors = [max((_apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0)
+        errors = [max((apart(a, e) / s for a, e, s in zip(side, exact, scales, strict=True)), default=0.0)
                   for side in (ours, text)]
         limit = FLOAT32 if not low else 2 * errors[1] + torch.finfo(torch.bfloat16).eps
         limit += QUANTISED if quantised else 0.0
@@ -116,12 +116,13 @@ def _shapes(region: Region) -> list[dict[str, int]]:
     return made
 
 
-def _apart(found: torch.Tensor, exact: torch.Tensor) -> float:
+def apart(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest difference; infinite where something is not a number."""
     gap = (found.float() - exact).abs()
     return math.inf if gap.isnan().any() else float(gap.max()) if gap.numel() else 0.0
 
 
-def _run(call: Any, region: Region, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def run(call: Any, region: Region, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The float results, and the caches as they are afterwards."""
     given = [values[name].clone().to(getattr(torch, spec.dtype)) if role != "weight" else values[name]
              for name, role, spec in region.inputs]
@@ -139,7 +140,8 @@ def widened(region: Region) -> Region:
                   tuple(line.replace("torch.bfloat16", "torch.float32") for line in region.body))
 
 
-def _weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> torch.Tensor:
+def weight(name: str, keep: Keep, region: Region, draw: torch.Generator) -> torch.Tensor:
+    """A random weight of a region as `keep` stores it: a correction of routing decides, norms are near 1."""
     from glmc.checkpoint.tensor_bytes import torch_dtype
 
     drawn = torch.randn(keep.sizes, generator=draw)
@@ -184,7 +186,7 @@ def input_for(name: str, spec: Spec, sizes: dict[str, Any], draw: torch.Generato
     return torch.randn(shape, generator=draw).to(getattr(torch, spec.dtype))
 
 
-def _clear_choices(region: Region, values: dict[str, torch.Tensor], draw: torch.Generator) -> dict[str, torch.Tensor]:
+def clear_choices(region: Region, values: dict[str, torch.Tensor], draw: torch.Generator) -> dict[str, torch.Tensor]:
     """New tokens and cached keys of an indexer for which no rounding turns its choice.
 
     The cached keys of a row point all in one direction and differ in length, so that their scores are in the order of the
@@ -236,7 +238,7 @@ def _fewer_experts(region: Region, keeps: dict[str, Keep]) -> tuple[Region, dict
     if few >= count:
         return None
     less = {n: dataclasses.replace(k, sizes=(few, *k.sizes[1:])) if n in each else k for n, k in keeps.items()}
-    if sum(math.prod(k.sizes) for k in less.values()) > _MOST:
+    if sum(math.prod(k.sizes) for k in less.values()) > MOST:
         return None
     inputs = tuple((n, r, Spec(s.dtype, (few, *s.shape[1:])) if n in each else s)
                    for n, r, s in region.inputs)

@@ -1,14 +1,16 @@
 """Compile regions side by side: one process a core, each taking the next job when it is done.
 
-A worker is this module run as a script. It reads one JSON job a line, {"text", "form", "max_batch", "max_len", "least", "out"},
-and answers each with {"done": true} or {"error": text}. Compiled code is kept in GLMC_CACHE, if that is set, under a key of
-everything it depends on: the region's text, form, bounds, torch, CPU, and the sources of kernels and lowering.
+A worker is this module run as a script. It reads one JSON job a line, {"how", "text", "form", "max_batch", "max_len", "least",
+"panels", "out"}, and answers each with {"done": true} or {"error": text}. Compiled code is kept in GLMC_CACHE, if that is set,
+under a key of everything it depends on: how it is made, the region's text, form, bounds, panels, the compilers, CPU, and the
+sources of kernels and lowering.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -17,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -29,12 +32,38 @@ from glmc.errors import GlmcError, InternalError
 from glmc.machine import cpu_flags
 from glmc.passes import lower
 from glmc.program import Region
+from glmc.target import Target
 
-_ENDINGS = (".so", ".json")
 Job = tuple[Region, str]
+Panels = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Region -> its weights that are kept in panels, by the region's own names, with the panels' shape."""
 
 
-def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Callable[[int], None]) -> Iterator[Path]:
+@dataclass(frozen=True)
+class How:
+    """What regions are compiled to, by its name. endings: of the files that a job may make, the one it must make first."""
+
+    name: str
+    endings: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Packages whose versions the result depends on, besides torch."""
+
+
+HOW = {how.name: how for how in (
+    How("aoti", (".so", ".json")),
+    How("linalg", (".mlir",), ("torch-mlir",)),
+    How("stablehlo", (".mlir",), ("torch-mlir",)),
+    How("iree", (".vmfb", ".mlir"), ("torch-mlir", "iree-base-compiler")),
+)}
+
+
+def how_of(target: Target) -> How | None:
+    """What regions are compiled to for a target; None where their text is all that runs."""
+    return HOW.get({"mlir": "stablehlo" if target.name.endswith("stablehlo") else "linalg"}.get(target.engine, target.engine))
+
+
+def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Callable[[int], None], how: How,
+                panels: Panels) -> Iterator[Path]:
     """Compile every (region, form) into `folder`; yields the files made, in the order of `jobs`.
 
     done(n) is called when n jobs are finished. Raises InternalError with the compiler's words.
@@ -45,7 +74,8 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
     finished: list[Job] = []
     failed: list[tuple[Job, BaseException]] = []
     workers: list[_Worker] = []
-    outs = {job: folder / f"{job[0].name}.{job[1]}.so" for job in jobs}
+    outs = {job: folder / f"{job[0].name}.{job[1]}{how.endings[0]}" for job in jobs}
+    asked = {job: Asked(how, *job, bounds, panels.get(job[0].name, {}), outs[job]) for job in jobs}
 
     def serve() -> None:
         with _Worker() as worker:
@@ -56,7 +86,7 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
                 except Empty:
                     return
                 try:
-                    _compile_or_reuse(job, bounds, outs[job], worker)
+                    _compile_or_reuse(asked[job], worker)
                 except Exception as error:  # raised again below, where the caller is
                     failed.append((job, error))
                     return
@@ -82,7 +112,47 @@ def compile_all(jobs: list[Job], bounds: lower.Bounds, folder: Path, done: Calla
         raise InternalError(f"a region could not be compiled: {error}", field=f"{region.name}.{form}")
     done(len(finished))
     for job in jobs:
-        yield from (p for e in _ENDINGS if (p := outs[job].with_suffix(e)).is_file())
+        yield from (p for e in how.endings if (p := outs[job].with_suffix(e)).is_file())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One job in full: the region in `form`, to be compiled to `out` and files beside it."""
+
+    how: How
+    region: Region
+    form: str
+    bounds: lower.Bounds
+    panels: Mapping[str, tuple[int, ...]]
+    out: Path
+
+    def to_json(self) -> str:
+        return json.dumps({"how": self.how.name, "text": self.region.text(), "form": self.form,
+                           "max_batch": self.bounds.max_batch, "max_len": self.bounds.max_len, "least": self.bounds.least,
+                           "panels": {name: list(shape) for name, shape in self.panels.items()}, "out": str(self.out)})
+
+    @staticmethod
+    def from_json(line: str) -> Asked:
+        job = json.loads(line)
+        return Asked(HOW[job["how"]], Region.parse(job["text"]), job["form"],
+                     lower.Bounds(job["max_batch"], job["max_len"], job["least"]),
+                     {name: tuple(shape) for name, shape in job["panels"].items()}, Path(job["out"]))
+
+    def compile(self) -> None:
+        """Make the files, in this process."""
+        if self.how.name == "aoti":
+            return lower.compile_region(self.region, self.form, self.bounds, self.out)
+        from glmc.passes import mlir  # each needs packages that the other does without
+
+        text = mlir.text_of(self.region, self.form, self.bounds, self.panels,
+                            "stablehlo" if self.how.name == "stablehlo" else "linalg", self.how.name == "iree")
+        if self.how.name == "iree":
+            from glmc.passes import iree
+
+            text = iree.owning(text, self.region)
+            iree.compile_text(text, self.out)
+        self.out.with_suffix(".mlir").write_text(text)
+        return None
 
 
 class _Worker:
@@ -105,19 +175,17 @@ class _Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def run(self, region: Region, form: str, bounds: lower.Bounds, out: Path) -> None:
+    def run(self, job: Asked) -> None:
         if self._process is None:
             self._log = tempfile.TemporaryFile("w+")  # a file, since a full pipe would stop the compiler
             self._process = subprocess.Popen([sys.executable, "-m", "glmc.passes.workers"], text=True,
                                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
                                              start_new_session=True)
-        job = {"text": region.text(), "form": form, "max_batch": bounds.max_batch, "max_len": bounds.max_len,
-               "least": bounds.least, "out": str(out)}
         asked, answers = self._process.stdin, self._process.stdout
         if asked is None or answers is None:
             raise InternalError("a compiling process was started without its pipes")
         try:
-            asked.write(json.dumps(job) + "\n")
+            asked.write(job.to_json() + "\n")
             asked.flush()
             answer = answers.readline()
         except BrokenPipeError:
@@ -127,36 +195,36 @@ class _Worker:
             raise InternalError(f"the compiling process ended: {self._log.read()[-2000:]}")
         said = json.loads(answer)
         if said.get("full"):
-            raise OSError(errno.ENOSPC, "no space left while compiling a region", str(out))
+            raise OSError(errno.ENOSPC, "no space left while compiling a region", str(job.out))
         if "error" in said:
             raise InternalError(said["error"])
 
 
-def _compile_or_reuse(job: Job, bounds: lower.Bounds, out: Path, worker: _Worker) -> None:
-    region, form = job
-    cache = knobs.get("GLMC_CACHE")
+def _compile_or_reuse(job: Asked, worker: _Worker) -> None:
+    cache, out, endings = knobs.get("GLMC_CACHE"), job.out, job.how.endings
     if not cache:
-        return worker.run(region, form, bounds, out)
-    kept = Path(cache) / f"{_key(region, form, bounds)}.so"
+        return worker.run(job)
+    kept = Path(cache) / f"{_key(job)}{endings[0]}"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        worker.run(region, form, bounds, out)
-        for ending in _ENDINGS[::-1]:  # the library last: it says that the entry is whole
+        worker.run(job)
+        for ending in endings[::-1]:  # the code last: it says that the entry is whole
             if out.with_suffix(ending).is_file():
                 passing = kept.with_suffix(f"{ending}.{os.getpid()}.{threading.get_ident()}")
                 shutil.copyfile(out.with_suffix(ending), passing)
                 passing.replace(kept.with_suffix(ending))
         return None
-    for ending in _ENDINGS:
+    for ending in endings:
         if kept.with_suffix(ending).is_file():
             shutil.copyfile(kept.with_suffix(ending), out.with_suffix(ending))
     return None
 
 
-def _key(region: Region, form: str, bounds: lower.Bounds) -> str:
-    sources = sorted([*kernels.FOLDER.glob("**/*.py"), Path(lower.__file__)])
-    parts = [region.text(), form, repr(bounds), torch.__version__, " ".join(cpu_flags()),
-             *(p.read_text() for p in sources)]
+def _key(job: Asked) -> str:
+    folder = Path(lower.__file__).parent
+    sources = sorted([*kernels.FOLDER.glob("**/*.py"), *(folder / name for name in ("lower.py", "mlir.py", "iree.py"))])
+    parts = [job.how.name, job.region.text(), job.form, repr(job.bounds), repr(job.panels), torch.__version__,
+             *map(importlib.metadata.version, job.how.needs), " ".join(cpu_flags()), *(p.read_text() for p in sources)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -165,10 +233,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr, not between the answers
     for line in sys.stdin:
-        job = json.loads(line)
         try:
-            bounds = lower.Bounds(job["max_batch"], job["max_len"], job["least"])
-            lower.compile_region(Region.parse(job["text"]), job["form"], bounds, Path(job["out"]))
+            Asked.from_json(line).compile()
             said: dict[str, Any] = {"done": True}
         except Exception as error:  # whatever the compiler raises becomes the answer
             text = f"{type(error).__name__}: {error}"

@@ -23,6 +23,10 @@ from glmc.runtime.transfer import to_device
 ANY = "any"
 """The one form of the code of a part beside the text: it takes images of any number and size."""
 
+PIECE = 128
+"""Tokens of a prompt that engine `iree` runs at once: what attention makes of them stays near the core, and slots behind a
+piece are not looked at."""
+
 
 class ByRegion:
     """A program's regions bound to weights and to a cache. Logits are on the host, or on a device that is run ahead."""
@@ -35,6 +39,8 @@ class ByRegion:
         self.features = _features(program, device.torch)
         bounds = artifact.manifest["bounds"]
         self.least, most = slots_of(artifact.manifest)
+        self.packed = artifact.manifest["engine"] == "iree"  # it takes no views with gaps: of several rows all slots
+        self.piece = PIECE if self.packed else None
         self.cache = Cache(program, bounds["max_batch"], most, device.torch)
         # What moves between ranks is no work of the device alone, which a recording would hold.
         record = device.record if ranks.size == 1 else None
@@ -43,11 +49,14 @@ class ByRegion:
     def extend(self, row: int, ids: Sequence[int], start: int, every_row: bool, placed: Placed | None = None,
                ) -> torch.Tensor:
         """Run new tokens `ids` of one cache row from position `start`; logits [1, len(ids) or 1, vocabulary]."""
-        tokens = torch.tensor([list(ids)], dtype=torch.int64)
-        positions = torch.arange(start, start + len(ids), dtype=torch.int64).unsqueeze(0)
+        logits, piece = [], self.piece or len(ids)
         with torch.no_grad():
-            named = self.named(tokens, positions, row, placed=placed)
-            return self._told(self.steps.run("decode" if len(ids) == 1 else "prefill", named, every_row))
+            for at in range(0, len(ids), piece):
+                tokens = torch.tensor([list(ids[at:at + piece])], dtype=torch.int64)
+                positions = torch.arange(start + at, start + at + tokens.shape[1], dtype=torch.int64).unsqueeze(0)
+                named = self.named(tokens, positions, row, placed=placed and placed.part(at, at + tokens.shape[1]))
+                logits.append(self._told(self.steps.run("decode" if tokens.shape[1] == 1 else "prefill", named, every_row)))
+        return torch.cat(logits, 1) if every_row else logits[-1]
 
     def advance(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One token for each of the first rows: tokens int64 [B, 1], positions int64 [B, 1, 2 or 4], as `named` takes them ->
@@ -75,6 +84,8 @@ class ByRegion:
         on all three axes, or [B, 4], its slot and its position on each. placed: where some of the tokens lie in images.
         """
         slots, place = max(self.least, int(positions.max()) + 1 if slots is None else slots), self.device.torch
+        if self.packed and len(tokens) > 1:
+            slots = self.cache.slots
         named = {"input_ids": tokens, "slots": torch.arange(slots, device=place)}
         where, axes = positions[:, :tokens.shape[1]], positions[:, tokens.shape[1]:]
         if not self.axes:

@@ -26,7 +26,7 @@ from glmc.target import TARGETS, Target
 
 CHECKING = {"triton-interpreted": "triton", "npu-emulated": "npu"}
 """Devices that only check -> the machine whose kernels they run."""
-_OWN = {"cpu": "cpu", "triton": "cuda", "npu": "npu", "onnx": "cpu"}
+_OWN = {"cpu": "cpu", "mlir": "cpu", "onnx": "cpu", "triton": "cuda", "npu": "npu"}
 """Machine -> its own device's kind."""
 
 
@@ -63,6 +63,9 @@ def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0, wei
                                    file=artifact.folder, field="target", found=manifest["target"],
                                    expected=", ".join(n for n, t in TARGETS.items() if t.machine in _OWN))
     target = TARGETS[manifest["target"]]
+    if target.engine == "mlir":
+        raise IncompatibleArtifact("the artefact is text for other compilers, which nothing here runs", file=artifact.folder,
+                                   field="target", found=target.name, hint="compile it with --target mlir:llvm-cpu")
     own, weights = _OWN[target.machine], artifact.weight_bytes() if weight_bytes is None else weight_bytes
     checks = [name for name, checked in CHECKING.items() if checked == target.machine]
     name = asked or own
@@ -74,7 +77,7 @@ def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0, wei
         raise UsageError("the artefact was not compiled for this device", field="device", found=name,
                          expected=", ".join((own, *checks)), hint=f"it was compiled for {target.name}")
     if own == "cpu":
-        _native(manifest, artifact)
+        _native(manifest, artifact, target)
         return Device("cpu", torch.device("cpu"), "cpu", contextlib.nullcontext)
     if own == "npu":
         place = _npu(artifact, int(number or 0), weights, cache_bytes)
@@ -93,11 +96,14 @@ def of_rank(artifact: Artifact, asked: str | None, number: int) -> str | None:
     return f"{name}:{number}" if name in ("cuda", "npu") else asked
 
 
-def _native(manifest: dict[str, Any], artifact: Artifact) -> None:
-    """Native code must meet the torch and the CPU it was made for."""
-    if manifest["engine"] != "aoti":
+def _native(manifest: dict[str, Any], artifact: Artifact, target: Target) -> None:
+    """Native code must meet the CPU it was made for, and the torch or the virtual machine."""
+    if lacking := target.lacking("iree.runtime"):
+        raise IncompatibleArtifact("a package that runs the artefact is not installed", file=artifact.folder, field="engine",
+                                   expected=lacking[0], hint=f"pip install 'glmc[{target.extra}]'")
+    if manifest["engine"] not in ("aoti", "iree"):
         return
-    if manifest["torch"] != torch.__version__:
+    if manifest["engine"] == "aoti" and manifest["torch"] != torch.__version__:
         raise IncompatibleArtifact("the artefact was compiled with another torch", file=artifact.folder, field="torch",
                                    expected=torch.__version__, found=manifest["torch"])
     machine.check(manifest["machine"], artifact.folder)

@@ -22,6 +22,10 @@ class Placed:
     media: torch.Tensor | None = None
     features: torch.Tensor | None = None
 
+    def part(self, begin: int, end: int) -> Placed:
+        """Of tokens `begin` to `end`."""
+        return Placed(self.positions[:, begin:end], None if self.media is None else self.media[begin:end], self.features)
+
 
 @dataclass(frozen=True)
 class Seen:

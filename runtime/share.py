@@ -48,8 +48,8 @@ class Share:
         self.ranks, self._whole = ranks, kept
         self.placed = open_placement(artifact, ranks.size)
         self.program = self.placed.program.at(ranks.size)
-        native = artifact.manifest["engine"] == "native"
-        own = keeps_of({**programs, MAIN: self.program}, native, artifact.manifest.get("quant"), coded(kept)) if kept else {}
+        own = keeps_of({**programs, MAIN: self.program}, artifact.manifest["engine"], artifact.manifest.get("quant"),
+                       coded(kept)) if kept else {}
         self.kept = {**kept, **own}
 
     def cutting(self, place: torch.device) -> Callable[[str, torch.Tensor], torch.Tensor]:

@@ -89,8 +89,6 @@ def _memory() -> dict[str, int | None]:
 def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str, str | None],
              library: dict[str, Any]) -> str | None:
     """The reason why this machine cannot compile for `target`, or None when it can."""
-    if target.missing:
-        return target.missing
     lacking = [name for name in ("torch", "transformers") if packages[name] is None]
     lacking += target.lacking()
     if lacking:

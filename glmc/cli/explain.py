@@ -163,5 +163,4 @@ def _knob(knob: knobs.Knob) -> dict[str, Any]:
 def _target(target: Any) -> dict[str, Any]:
     told = {"kernels": f"{target.machine}.py", "engine": target.engine,
             "bandwidth": f"{target.bandwidth / 1e9:,.0f} GB/s", "launch": f"{target.launch_us:g} us a step"}
-    text = target.missing or "glmc compiles for it; `glmc doctor` says whether this machine can."
-    return _answer("target", target.name, text, facts=told)
+    return _answer("target", target.name, "glmc compiles for it; `glmc doctor` says whether this machine can.", facts=told)

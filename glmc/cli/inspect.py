@@ -61,7 +61,7 @@ def _kernels(opened: Artifact) -> list[Table]:
 def _forms(opened: Artifact, proofs: dict[str, Any]) -> list[Table]:
     """How weights are kept for the native library, or which stay coded for a GPU, and how far the code that reads them is off;
     none where all are as the regions' text has them."""
-    kept, native = opened.json("program.json").get("kept"), opened.manifest["engine"] == "native"
+    kept, engine = opened.json("program.json").get("kept"), opened.manifest["engine"]
     if kept is None:
         return []
     counts: Counter[str] = Counter()
@@ -69,14 +69,15 @@ def _forms(opened: Artifact, proofs: dict[str, Any]) -> list[Table]:
     for one in kept["weights"].values():
         counts[one["form"]] += 1
         elements[one["form"]] += math.prod(one["sizes"])
-    forms = show.rows("weights, as the native library keeps them" if native else "weights in the checkpoint's own codes",
+    title = {"native": "weights, as the native library keeps them", "iree": "matrices in panels"}
+    forms = show.rows(title.get(engine, "weights in the checkpoint's own codes"),
                       ("form", "weights", "elements"), [(form, counts[form], elements[form]) for form in sorted(counts)])
-    if not native:
+    if engine not in title:
         return [forms, show.rows("products with coded matrices, against float64 with the decoded ones",
                                  ("kernel", "form", "sizes", "weights", "worst error", "of the plain product", "limit"),
                                  [(p["kernel"], p["form"], " x ".join(map(str, p["sizes"])), p["places"], p["coded_error"],
                                    p["plain_error"], p["limit"]) for p in proofs["coded"]])]
-    return [forms, show.rows("native code of each region, against its text in float32",
+    return [forms, show.rows("compiled code of each region, against its text in float32",
                              ("region", "worst error", "of the text in its own dtype", "limit", "note"),
                              [(p["region"], p["native_error"], p["text_error"], p["limit"], p["note"] or "")
                               for p in proofs["native"]])]

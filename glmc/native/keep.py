@@ -232,15 +232,17 @@ def forms(program: Program, quant: str | None, sources: Mapping[str, str] = {}) 
     return {name: _keep(need, spec, kind, quant, sources.get(name)) for name, (need, spec, kind) in found.items()}
 
 
-_MATRICES = {"aten.linear.default": (1,), "glmc.moe_experts": (3, 4)}
+_LINEAR = {"aten.linear.default": (1,)}
+_MATRICES = {**_LINEAR, "glmc.moe_experts": (3, 4)}
 """Ops whose kernels for GPUs take a coded matrix -> which of their arguments it is."""
 
 
-def forms_for_gpu(program: Program, sources: Mapping[str, str]) -> dict[str, Keep]:
-    """Of the weights that `sources` names with their form those that only products read, kept so for kernels of GPUs."""
+def forms_for_gpu(program: Program, sources: Mapping[str, str], gpu: bool = True) -> dict[str, Keep]:
+    """Of the weights that `sources` names with their form those that only products read, kept so for kernels of GPUs, or in
+    panels for compilers that take them in plain products."""
     found: dict[str, Keep] = {}
     others: set[str] = set()
-    products = {name: _products(region) for name, region in program.regions.items()}
+    products = {name: _products(region, _MATRICES if gpu else _LINEAR) for name, region in program.regions.items()}
     for step in program.steps:
         if step.moves:
             continue
@@ -250,18 +252,18 @@ def forms_for_gpu(program: Program, sources: Mapping[str, str]) -> dict[str, Kee
                 continue
             if local not in products[step.region]:
                 others.add(weight)
-            found[weight] = Keep(sources[weight], tuple(int(s) for s in spec.shape), spec.dtype, gpu=True)
+            found[weight] = Keep(sources[weight], tuple(int(s) for s in spec.shape), spec.dtype, gpu=gpu)
     return {weight: keep for weight, keep in found.items() if weight not in others}
 
 
-def _products(region: Region) -> set[str]:
+def _products(region: Region, ops: Mapping[str, tuple[int, ...]]) -> set[str]:
     """The weights of a region that stand nowhere but as the matrix of a product."""
     matrices: set[str] = set()
     elsewhere: set[str] = set()
     for line in region.body:
         for call in ast.walk(ast.parse(line)):
             if isinstance(call, ast.Call):
-                places = _MATRICES.get(ast.unparse(call.func), ())
+                places = ops.get(ast.unparse(call.func), ())
                 for number, argument in enumerate([*call.args, *(k.value for k in call.keywords)]):
                     names = {n.id for n in ast.walk(argument) if isinstance(n, ast.Name)}
                     (matrices if number in places and number < len(call.args) else elsewhere).update(names)
