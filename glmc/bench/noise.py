@@ -29,9 +29,9 @@ def noise(report: dict[str, Any]) -> dict[str, Any]:
         who = f"{one['contender']} {one['test']}"
         if (sure := one["metrics"]["ttft"]["level"]) < LEVEL:
             said.append(f"{who}: {one['rounds_kept']} rounds; the intervals are sure to {sure:.0%} only")
-        for metric, found in one["metrics"].items():
-            if found and abs(found["drift"]) > DRIFT:
-                said.append(f"{who}: {metric} drifted by {found['drift']:+.1%} from the first half of the rounds to the second")
-            if found and found["spread"] > SPREAD:
-                said.append(f"{who}: the middle half of {metric} spreads over {found['spread']:.1%} of its median")
+        known = {metric: found for metric, found in one["metrics"].items() if found}
+        if moved := [f"{metric} {found['drift']:+.1%}" for metric, found in known.items() if abs(found["drift"]) > DRIFT]:
+            said.append(f"{who}: drifted from the first half of the rounds to the second: {', '.join(moved)}")
+        if wide := [f"{metric} {found['spread']:.1%}" for metric, found in known.items() if found["spread"] > SPREAD]:
+            said.append(f"{who}: the middle half of the rounds spreads over this much of the median: {', '.join(wide)}")
     return {"quiet": None if middle is None and len(said) == 1 else not said, "said": said}

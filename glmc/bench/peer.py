@@ -47,8 +47,9 @@ def _contender(word: str, out: Path, checkpoint: Path | None, threads: int, devi
         if importlib.util.find_spec("transformers") is None:
             raise MissingPeer("transformers is not installed", field="--against", found=word,
                               hint="pip install transformers")
-        return Contender(word, word, {"checkpoint": str(_same(word, out, checkpoint)), "threads": threads, "device": device,
-                                      "dtype": Artifact.open(out).manifest["dtype"]})
+        manifest = Artifact.open(out).manifest
+        return Contender(word, word, {"checkpoint": str(_same(word, manifest["source"], checkpoint)), "threads": threads,
+                                      "device": device, "dtype": manifest["dtype"], "bounds": manifest["bounds"]})
     if word.startswith(("http://", "https://")):
         url, _, model = word.partition("#")
         if re.fullmatch(r"https?://[^/\s@]+(/\S*)?", url) is None:
@@ -70,15 +71,15 @@ def _contender(word: str, out: Path, checkpoint: Path | None, threads: int, devi
                      expected=", ".join(KINDS))
 
 
-def _same(word: str, out: Path, checkpoint: Path | None) -> Path:
+def _same(word: str, source: str, checkpoint: Path | None) -> Path:
     """The checkpoint, which must be the one that the artefact was compiled from."""
     if checkpoint is None:
         raise UsageError(f"{word} needs the checkpoint that the artefact was compiled from", field="--checkpoint",
                          expected="--checkpoint FOLDER")
     from glmc.checkpoint.components import open_checkpoint
 
-    wanted, there = Artifact.open(out).manifest["source"], open_checkpoint(checkpoint).digest()
-    if wanted != there:
+    there = open_checkpoint(checkpoint).digest()
+    if source != there:
         raise UsageError("the artefact was compiled from another checkpoint: this would be other work", file=checkpoint,
-                         field="--checkpoint", expected=f"digest {wanted}", found=there)
+                         field="--checkpoint", expected=f"digest {source}", found=there)
     return checkpoint.absolute()
