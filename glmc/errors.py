@@ -86,6 +86,12 @@ class UnsupportedTarget(UsageError):
     code = "unsupported-target"
 
 
+class MissingPackage(UsageError):
+    """What was asked for needs a package that is not installed."""
+
+    code = "missing-package"
+
+
 class MissingPeer(UsageError):
     """Somebody to be measured against is not installed here."""
 

@@ -25,10 +25,10 @@ def noise(report: dict[str, Any]) -> dict[str, Any]:
                          ("matrix rate", [max(p["matrix_gflops"].values()) for p in report["probes"]])):
         if values and max(values) - min(values) > STEADY * max(values):
             said.append(f"the probed {name} lay between {min(values):g} and {max(values):g}: the machine was not left alone")
+    few = {one["rounds_kept"]: one["metrics"]["ttft"]["level"] for one in report["results"]}
+    said += [f"the intervals of {kept} rounds are sure to {sure:.0%} only" for kept, sure in few.items() if sure < LEVEL]
     for one in report["results"]:
         who = f"{one['contender']} {one['test']}"
-        if (sure := one["metrics"]["ttft"]["level"]) < LEVEL:
-            said.append(f"{who}: {one['rounds_kept']} rounds; the intervals are sure to {sure:.0%} only")
         known = {metric: found for metric, found in one["metrics"].items() if found}
         if moved := [f"{metric} {found['drift']:+.1%}" for metric, found in known.items() if abs(found["drift"]) > DRIFT]:
             said.append(f"{who}: drifted from the first half of the rounds to the second: {', '.join(moved)}")

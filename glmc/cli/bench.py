@@ -12,7 +12,7 @@ import typer
 
 from glmc.artifact import Artifact
 from glmc.cli import arguments, show
-from glmc.errors import OutputExists, StorageError, UsageError
+from glmc.errors import MissingPackage, OutputExists, StorageError, UsageError
 
 NAMES = ("report.json", "report.md", "report.html", "trace.json")
 
@@ -65,6 +65,7 @@ def bench(out: arguments.Out, against: Against = None, checkpoint: Checkpoint = 
     text = markdown(made)
     if output is not None:
         _write(output, made, text, profile)
+        _write_page(output, made)
     if json:
         show.data(made)
     elif output is None:
@@ -95,6 +96,16 @@ def _numbers(name: str, text: str) -> list[int]:
         raise UsageError("this is no list of whole numbers", field=f"--{name}", expected="numbers separated by commas",
                          found=text)
     return [int(word) for word in words]
+
+
+def _write_page(folder: Path, made: dict[str, Any]) -> None:
+    """The page, or on stderr why there is none: the measurement itself is not lost for it."""
+    from glmc.bench.web_page import web_page
+
+    try:
+        (folder / NAMES[2]).write_text(web_page(made), encoding="utf-8")
+    except MissingPackage as fault:
+        show.talk(f"no {NAMES[2]}: {fault.what}; {fault.hint}")
 
 
 def _write(folder: Path, made: dict[str, Any], text: str, traced: bool) -> None:

@@ -30,10 +30,10 @@ h3 { font-size: 1.05rem; margin: 1.25rem 0 0.25rem; }
 a { color: var(--accent); }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; padding: 0; margin: 0.75rem 0; list-style: none; }
 code { font: 0.92em ui-monospace, monospace; overflow-wrap: anywhere; }
-.lead { color: var(--faint); margin: 0.25rem 0; }
+.lead { color: var(--faint); margin: 0.25rem 0; overflow-wrap: anywhere; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .note { border-left: 0.25rem solid var(--bad); background: var(--raised); padding: 0.5rem 0.75rem; margin: 0.75rem 0; }
-.note ul { margin: 0; padding-left: 1.1rem; }
+.note { overflow-wrap: anywhere; } .note ul { margin: 0; padding-left: 1.1rem; }
 .scroll { overflow-x: auto; margin: 0.5rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
 caption { text-align: left; color: var(--faint); padding: 0.25rem 0; }
@@ -41,8 +41,8 @@ th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-alig
 thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 tbody tr:hover { background: var(--raised); }
-figure { margin: 0.75rem 0; } figcaption { color: var(--faint); font-size: 0.92rem; }
-figure svg { width: 100%; height: auto; max-width: 60rem; display: block; }
+figure { margin: 0.75rem 0; } .drawn { overflow-x: auto; } figcaption { color: var(--faint); font-size: 0.92rem; }
+.drawn svg { width: 100%; height: auto; min-width: 34rem; max-width: 60rem; display: block; }
 summary { cursor: pointer; color: var(--accent); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @media print { nav { display: none; } }
@@ -75,7 +75,8 @@ def page(title: str, lead: Iterable[Markup], sections: Iterable[Section], style:
     return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<link rel="icon" href="data:,">\n<title>{escaped(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n'
+            f'<link rel="icon" href="data:,">\n<title>{escaped(title)}</title>\n'
+            f"<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
             f"<header><h1>{escaped(title)}</h1>\n" + "\n".join(part.text for part in lead) + "</header>\n"
             f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n<main>\n{body}</main>\n'
             + (f"<script>{script}</script>\n" if script else "") + "</body>\n</html>\n")
@@ -128,4 +129,5 @@ def figure(name: str, svg: str, caption: Any, description: str) -> Markup:
     opening = drawn[:drawn.index(">") + 1]
     labelled = re.sub(r'\s(width|height|role|aria-label)="[^"]*"', "", opening)[:-1] + \
         f' role="img" aria-label="{escaped(description)}">'
-    return Markup(f"<figure>{labelled}{drawn[len(opening):]}<figcaption>{escaped(caption)}</figcaption></figure>")
+    return Markup(f'<figure><div class="drawn" tabindex="0" role="group" aria-label="{escaped(caption)}">{labelled}'
+                  f"{drawn[len(opening):]}</div><figcaption>{escaped(caption)}</figcaption></figure>")
