@@ -16,9 +16,6 @@ from glmc.checkpoint.regular_file import read_range, regular_file
 from glmc.checkpoint.strict_json import parse_json
 from glmc.errors import OtherWork, ReportError
 
-LEAST = 0.025
-"""A difference below this share is within noise, however narrow the interval: two runs of one thing differ by as much, for the
-memory that each happened to get, and no repetition inside a run shows it. Half of the smallest change that must be found."""
 SURE = 0.95
 """How sure all verdicts together are: each interval is wider, the more figures there are."""
 ROUNDS = 6
@@ -110,14 +107,7 @@ def _figure(metric: str, one: dict[str, Any], two: dict[str, Any], level: float,
         return Figure(one["contender"], one["test"], metric, *medians, None, None, None, FEW, judged)
     found = ratio(after, before, level)
     return Figure(one["contender"], one["test"], metric, *medians, *(round(v, 5) for v in (found.ratio, found.low, found.high)),
-                  judge(found.ratio, found.low, found.high), judged)
-
-
-def judge(middle: float, low: float, high: float) -> str:
-    """The verdict on a ratio of latencies: certain, and more than LEAST."""
-    if low > 1 and middle > 1 + LEAST:
-        return SLOWER
-    return FASTER if high < 1 and middle < 1 / (1 + LEAST) else NOISE
+                  SLOWER if found.low > 1 else FASTER if found.high < 1 else NOISE, judged)
 
 
 def notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

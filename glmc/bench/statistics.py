@@ -10,13 +10,16 @@ from typing import Any
 
 LEVEL = 0.99
 """How sure an interval of a median is."""
+RUNS = 0.0125
+"""Two runs of one thing differ by up to this share for the memory that each happened to get and the like, which no repetition
+inside a run shows. Every interval that is to hold for another run too is wider by it, on each side."""
 _DRAWS, _SEED = 4000, 1
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of samples in one unit. low, high: the interval of the median, sure to `level`. spread: the middle half over the median.
-    drift: the second half's median over the first half's, less one. std: of the population; percentiles as numpy's."""
+    """Of samples in one unit. low, high: the interval of the median, sure to `level`, wider by RUNS. spread: the middle half
+    over the median. drift: the second half's median over the first half's, less one. std: of the population."""
 
     n: int
     mean: float
@@ -65,7 +68,7 @@ def summarise(samples: Sequence[float], rounds: Sequence[float] | None = None) -
     middle = statistics.median(samples)
     low, high, sure = interval(by_round)
     return Summary(len(samples), statistics.fmean(samples), statistics.pstdev(samples), middle, percentile(samples, 90),
-                   percentile(samples, 99), low, high, sure, spread(by_round), drift(by_round))
+                   percentile(samples, 99), low * (1 - RUNS), high * (1 + RUNS), sure, spread(by_round), drift(by_round))
 
 
 def spread(samples: Sequence[float]) -> float:
@@ -99,8 +102,9 @@ class Ratio:
 def ratio(above: Sequence[float], below: Sequence[float], level: float = LEVEL, paired: bool = False) -> Ratio:
     """The median of `above` over that of `below`, with an interval from a bootstrap of blocks of neighbouring rounds.
 
-    Neighbours stay together, so that a drift widens the interval. paired: the two took turns, and round i of one is drawn with
-    round i of the other. The draws come from a seed: the same samples give the same interval.
+    Neighbours stay together, so that a drift widens the interval. paired: the two took turns in one run, and round i of one is
+    drawn with round i of the other; two runs' interval is wider by RUNS. The draws come from a seed, so that the same samples
+    give the same interval.
     """
     import numpy
 
@@ -113,8 +117,10 @@ def ratio(above: Sequence[float], below: Sequence[float], level: float = LEVEL, 
         tops = numpy.median(first[_blocks(draw, len(first))], axis=1)
         bottoms = numpy.median(second[_blocks(draw, len(second))], axis=1)
     tail = (1 - level) / 2
-    low, high = numpy.quantile(tops / bottoms, [tail, 1 - tail])
-    return Ratio(statistics.median(above) / statistics.median(below), float(low), float(high), level)
+    low, high = map(float, numpy.quantile(tops / bottoms, [tail, 1 - tail]))
+    if not paired:
+        low, high = low * (1 - RUNS), high * (1 + RUNS)
+    return Ratio(statistics.median(above) / statistics.median(below), low, high, level)
 
 
 def _blocks(draw: Any, n: int) -> Any:
