@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +43,8 @@ def contenders(out: Path, against: Sequence[str], checkpoint: Path | None, threa
 
 def _contender(word: str, out: Path, checkpoint: Path | None, threads: int, device: str | None) -> Contender:
     if word in ("eager", "inductor", "aoti"):
-        if word == "inductor" and shutil.which("g++") is None and shutil.which("clang++") is None:
-            raise MissingPeer("inductor needs a C++ compiler", field="--against", found=word, hint="install g++ 11 or later")
+        if word == "inductor":
+            _can_build()
         if importlib.util.find_spec("transformers") is None:
             raise MissingPeer("transformers is not installed", field="--against", found=word,
                               hint="pip install transformers")
@@ -69,6 +70,15 @@ def _contender(word: str, out: Path, checkpoint: Path | None, threads: int, devi
         return Contender(Path(word).name, "artifact", {"path": word, "threads": threads, "device": device})
     raise UsageError("no contender is called so, and no artefact is there", field="--against", found=word,
                      expected=", ".join(KINDS))
+
+
+def _can_build() -> None:
+    """Raises MissingPeer where torch.compile cannot build the extensions that it makes."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise MissingPeer("inductor needs a C++ compiler", field="--against", found="inductor", hint="install g++ 11 or later")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise MissingPeer("inductor needs Python's headers", field="--against", found="inductor",
+                          hint="install them: python3-dev on Debian and Ubuntu")
 
 
 def _same(word: str, source: str, checkpoint: Path | None) -> Path:

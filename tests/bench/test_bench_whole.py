@@ -26,12 +26,10 @@ def artifact():
 
 @pytest.fixture(scope="module")
 def folder(artifact, tmp_path_factory):
-    """The report of two rounds against the same artefact under another name."""
+    """The report of two rounds."""
     place = tmp_path_factory.mktemp("bench")
-    twin = place / "twin.glmc"
-    shutil.copytree(artifact, twin)
-    done = CliRunner().invoke(app, ["bench", str(artifact), "--against", str(twin), "-o", str(place / "out"), *QUICK,
-                                    "--batch-size", "1,2", "--num-iters", "2", "--cold-starts", "1", "--profile"])
+    done = CliRunner().invoke(app, ["bench", str(artifact), "-o", str(place / "out"), *QUICK, "--batch-size", "1,2",
+                                    "--num-iters", "2", "--cold-starts", "1", "--profile"])
     assert done.exit_code == 0, done.stderr
     assert done.stdout == f"{place / 'out'}\n"
     return place / "out"
@@ -40,18 +38,15 @@ def folder(artifact, tmp_path_factory):
 def test_the_files_of_a_report(folder):
     made = read(folder / "report.json")
     assert made["complete"]
-    assert [one["name"] for one in made["contenders"]] == ["glmc", "twin.glmc"]
-    assert [(one["contender"], one["test"], one["rounds_kept"]) for one in made["results"]] == [
-        (name, test, 2) for name in ("glmc", "twin.glmc") for test in ("pp8+tg4", "pp8+tg4 b2")]
+    assert [one["name"] for one in made["contenders"]] == ["glmc"]
+    assert [(one["test"], one["rounds_kept"]) for one in made["results"]] == [("pp8+tg4", 2), ("pp8+tg4 b2", 2)]
     for one in made["results"]:
         assert all(len(row["events"]) == 4 for rows in one["rounds"] for row in rows)
         assert one["metrics"]["tpot"]["of_bound"] > 0
-    for one in made["contenders"]:
-        assert one["peak_memory"]["host_bytes"] > 10**7
-        assert list(one["cold_start"]["phases"]) == ["process", "import", "open", "weights", "place", "first_token"]
-        assert min(phase["median"] for phase in one["cold_start"]["phases"].values()) >= 0
-        assert one["watching_ns_per_token"] * 1e-6 < 0.01 * next(
-            found["metrics"]["itl"]["median"] for found in made["results"] if found["contender"] == one["name"])
+    (one,) = made["contenders"]
+    assert one["peak_memory"]["host_bytes"] > 10**7
+    assert list(one["cold_start"]["phases"]) == ["process", "import", "open", "weights", "place", "first_token"]
+    assert min(phase["median"] for phase in one["cold_start"]["phases"].values()) >= 0
     assert "## pp8+tg4 b2" in (folder / "report.md").read_text()
     assert "<svg" in (folder / "report.html").read_text()
     assert len(json.loads((folder / "trace.json").read_text())["traceEvents"]) > 20
@@ -65,7 +60,7 @@ def test_a_report_is_never_overwritten(artifact, folder):
 
 
 def test_an_interrupted_run_keeps_what_it_has(artifact, tmp_path):
-    command = [sys.executable, "-m", "glmc", "bench", str(artifact), "-o", str(tmp_path / "out"), *QUICK, "--num-iters", "100000"]
+    command = [sys.executable, "-m", "glmc", "bench", str(artifact), "-o", str(tmp_path / "out"), *QUICK, "--num-iters", "9999"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONUNBUFFERED": "1"})
     for line in running.stderr:
@@ -92,18 +87,19 @@ def test_a_damaged_artefact_is_not_measured(artifact, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["--input-len", "x"], "no list of whole numbers"), (["--threads", "4096"], "out of range"), (["--num-iters", "0"], "at least 1"),
-    (["--against", "nobody"], "no contender is called so"), (["--batch-size", "99"], "max_batch"),
+    (["--input-len", "x"], "no list of whole numbers"), (["--threads", "4096"], "out of range"),
+    (["--num-iters", "0"], "at least 1"), (["--against", "nobody"], "no contender is called so"),
+    (["--batch-size", "99"], "max_batch"),
     (["--input-len", "4000"], "max_len"), (["--against", "eager"], "--checkpoint FOLDER"),
 ])
 def test_what_cannot_be_asked_is_refused_before_anything_runs(artifact, words, said):
-    done = CliRunner().invoke(app, ["bench", str(artifact), *words])
+    done = CliRunner().invoke(app, ["bench", str(artifact), *QUICK, *words])
     assert done.exit_code == 2
     assert said in done.stderr
 
 
 def test_another_checkpoint_is_other_work(artifact):
     _, _, other = models.published("glm4", "bfloat16")
-    done = CliRunner().invoke(app, ["bench", str(artifact), "--against", "eager", "--checkpoint", str(other)])
+    done = CliRunner().invoke(app, ["bench", str(artifact), *QUICK, "--against", "eager", "--checkpoint", str(other)])
     assert done.exit_code == 2
     assert "from another checkpoint" in done.stderr
