@@ -86,6 +86,38 @@ class UnsupportedTarget(UsageError):
     code = "unsupported-target"
 
 
+class MissingPackage(UsageError):
+    """What was asked for needs a package that is not installed."""
+
+    code = "missing-package"
+
+
+class MissingPeer(UsageError):
+    """Somebody to be measured against is not installed here."""
+
+    code = "missing-peer"
+
+
+class PeerFailed(UsageError):
+    """Somebody who was measured failed, or answered other work than was asked for."""
+
+    code = "peer-failed"
+
+
+class OtherWork(UsageError):
+    """Two reports are of different work, or of different machines: no figure of one can be compared with the other's."""
+
+    code = "other-work"
+    hint = "measure both again, alike in what is named"
+
+
+class ReportError(UsageError):
+    """A file is no benchmark report of this format, or one that was edited."""
+
+    code = "report"
+    hint = "`glmc bench` writes reports; docs/bench.md describes them"
+
+
 class CheckpointError(GlmcError):
     """The checkpoint folder cannot be read as a Hugging Face GLM checkpoint."""
 
@@ -210,6 +242,12 @@ class NumericError(GlmcError):
     """A value is not finite, or a proof exceeded its tolerance."""
 
     code, exit = "numeric", 7
+
+
+class Slower(GlmcError):
+    """A figure of the second report is slower than the first's, by more than noise explains."""
+
+    code, exit = "slower", 8
 
 
 class InternalError(GlmcError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import weakref
 from collections.abc import Sequence
 
@@ -79,6 +80,20 @@ def _close() -> None:
         loaded.close()
     for made in (_device, _instance):
         made.cache_clear()
+
+
+class _Last:
+    """Ends stderr when the interpreter takes its modules apart, after which only IREE's bindings speak: hundreds of lines about
+    two objects that they keep themselves."""
+
+    def __init__(self) -> None:
+        self._turn, self._nowhere = os.dup2, os.open(os.devnull, os.O_WRONLY)
+
+    def __del__(self) -> None:
+        self._turn(self._nowhere, 2)
+
+
+_LAST = _Last()
 
 
 def _aligned(tensor: torch.Tensor, role: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -105,12 +105,16 @@ class Bound:
                 values[gone] = None
         return tuple(values[i] for i in self._returns)
 
-    def lines(self, *inputs: torch.Tensor) -> Iterator[tuple[str, Any]]:
-        """Run the region and give each line's name and value as it is made. A later line may write into an earlier value."""
+    def lines(self, *inputs: torch.Tensor) -> Generator[tuple[str, Any], None, tuple[torch.Tensor, ...]]:
+        """Run the region and give each line's name and value as it is made; returns what a call returns.
+
+        A later line may write into an earlier value.
+        """
         values: list[Any] = [*inputs, *(None,) * (self._size - len(inputs))]
         for call, args, kwargs, slot, _ in self._lines:
             values[slot] = call(*[_fill(a, values) for a in args], **{k: _fill(v, values) for k, v in kwargs.items()})
             yield self._names[slot], values[slot]
+        return tuple(values[i] for i in self._returns)
 
 
 def line(statement: ast.stmt) -> tuple[str, ast.Call]:

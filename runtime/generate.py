@@ -60,7 +60,8 @@ class Stream:
 
 
 def generate(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sampling):
-    """Yields (row, text piece); returns one Generation a prompt.
+    """Yields (row, text piece): one for each token when it is chosen, "" where it completes no text, and in the end what was
+    held back. Returns one Generation a prompt.
 
     Checks every request before any compiled code runs: rows, ids, and that max_new_tokens is at least 1. A row ends with
     "length" when it fills the artefact's max_len.
@@ -116,8 +117,7 @@ def _loop(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sa
                 continue
             answer.token_ids.append(token)
             stream = streams[row]
-            if stream is not None:
-                yield row, stream.push(token)
+            yield row, "" if stream is None else stream.push(token)
             if len(answer.token_ids) >= room[row]:
                 alive.discard(row)
         if not alive:

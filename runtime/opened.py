@@ -88,7 +88,7 @@ def _kept(artifact: Artifact, programs: dict[str, Program]) -> dict[str, Keep]:
     said, quant = kept_of(data) if native or "kept" in data else {}, artifact.manifest.get("quant")
     if quant not in (None, *QUANTS):
         raise DamagedArtifact("the manifest names an unknown quantisation", file=artifact.folder, field="quant", found=quant)
-    wanted = keeps_of(programs, native, quant, coded(said))
+    wanted = keeps_of(programs, artifact.manifest["engine"], quant, coded(said))
     wrong = [name for name in said.keys() | wanted.keys() if said.get(name) != wanted.get(name)]
     if wrong:
         raise IncompatibleArtifact("a weight is not kept in the form in which this version of glmc reads it", field=min(wrong),

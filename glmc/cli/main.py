@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import glmc
-from glmc.cli import arguments, compile, doctor, explain, inspect, plan, run, show, verify
+from glmc.cli import arguments, bench, compare, compile, doctor, explain, inspect, plan, run, show, verify
 from glmc.errors import GlmcError, InternalError, StorageError, UnknownName, UsageError
 
 _CommandLineFault: type[typer.BadParameter] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]  # ClickException, wherever it is kept
@@ -84,7 +84,8 @@ def _discard_stdout() -> None:
 
 app = typer.Typer(name="glmc", cls=Verbs, add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["--help"]})
-for _verb in (plan.plan, compile.compile, run.run, inspect.inspect, verify.verify, explain.explain, doctor.doctor):
+for _verb in (plan.plan, compile.compile, run.run, inspect.inspect, verify.verify, bench.bench, compare.compare,
+              explain.explain, doctor.doctor):
     app.command(_verb.__name__)(_verb)
 
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]

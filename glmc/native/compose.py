@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 
@@ -59,14 +60,14 @@ def whole(program: Program) -> Flat:
                 chosen = flat.new(piece.widths[reg])
                 pick = Call("wanted_rows", [piece.widths[reg], Stride(0), Stride(1)],
                             [Rows(0, 0, piece.widths[reg]), Rows(1, 0, piece.widths[reg])], writes=(1,))
-                flat.items.append(Item(pick, {0: registers[reg], 1: chosen}, {}, wanted=True))
+                flat.items.append(Item(pick, {0: registers[reg], 1: chosen}, {}, wanted=True, region=step.region))
                 registers[reg] = chosen
         _add(flat, piece, registers, names, last)
         flat.values |= {name: registers[reg] for name, reg in zip(step.outputs, piece.outputs, strict=True) if reg is not None}
     end = flat.items[-1]
     if end.call.kernel != "linear" or [end.registers[r] for r in end.call.writes] != [flat.values.get(logits)]:
         raise InternalError("the program does not end with the product that makes the logits", found=end.call.kernel)
-    flat.items[-1] = Item(end.call, end.registers, end.weights, end.layer, end.wanted, logits=True)
+    flat.items[-1] = dataclasses.replace(end, logits=True)
     return flat
 
 
@@ -91,4 +92,4 @@ def _add(flat: Flat, piece: Lowered, registers: dict[int, int], names: dict[str,
         for reg in call.writes:
             if reg not in registers:
                 registers[reg] = flat.new(piece.widths[reg])
-        flat.items.append(Item(call, registers, weights, next(iter(layers), None), wanted))
+        flat.items.append(Item(call, registers, weights, next(iter(layers), None), wanted, region=piece.region.name))

@@ -23,7 +23,7 @@ LINE = 16
 @dataclass(frozen=True)
 class Item:
     """A call of one step. registers: the region's -> the program's. weights: the region's name -> the program's. layer: whose
-    cache its states are. wanted: one row a token whose logits are wanted. logits: it writes them."""
+    cache its states are. wanted: one row a token whose logits are wanted. logits: it writes them. region: whose call it is."""
 
     call: Call
     registers: Mapping[int, int]
@@ -31,6 +31,7 @@ class Item:
     layer: int | None = None
     wanted: bool = False
     logits: bool = False
+    region: str = ""
 
 
 class Executor:

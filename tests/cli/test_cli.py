@@ -18,7 +18,7 @@ from glmc import errors
 from glmc.cli.main import app
 from glmc.errors import GlmcError, PromiseBroken, WeightMissing
 
-VERBS = ("plan", "compile", "run", "inspect", "verify", "explain", "doctor")
+VERBS = ("plan", "compile", "run", "inspect", "verify", "bench", "compare", "explain", "doctor")
 LEDGER = [
     {"fusion": "rms_norm", "expected": 3, "proved": 3, "taken": 1, "predicted_us": 2.5, "measured_us": None,
      "refused": [{"site": f"layers.{i}", "reason": f"shares steps with x at layers.{i}.norm"} for i in range(2)]},
