@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glmc.checkpoint.components import read_config
@@ -14,6 +14,7 @@ from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
 from glmc.native.keep import forms
 from glmc.native.tower import Tower
+from glmc.program import written
 from glmc.runtime.media.settings import Settings
 from glmc.survey import Progress, Survey, survey
 from glmc.target import link as named_link
@@ -40,9 +41,12 @@ class Plan:
     """The largest image and video, see `glmc.largest_media`; None for a model that takes none."""
     forecast: dict[str, Any] | None = None
     """What several ranks would take, see `glmc.forecast`; None for one rank."""
+    pictured: dict[str, Any] = field(default_factory=dict, repr=False)
+    """For the page of `--html`: `program` as program.json has it, `regions` (name -> text), `drawing`. Not in the JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": self.ledger.to_json(), "broken": self.ledger.broken}
+        told = {name: value for name, value in self.__dict__.items() if name != "pictured"}
+        return {**told, "ledger": self.ledger.to_json(), "broken": self.ledger.broken}
 
 
 def parameters(surveyed: Survey) -> dict[str, int]:
@@ -103,7 +107,9 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
                  "calls": sum(p.calls() for p in surveyed.programs.values())},
         ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
         seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(settings, surveyed),
-        forecast=forecast(surveyed, ranks, link) if ranks != 1 else None)
+        forecast=forecast(surveyed, ranks, link) if ranks != 1 else None,
+        pictured={"program": written(surveyed.programs), "drawing": surveyed.drawing,
+                  "regions": {n: r.text() for p in surveyed.programs.values() for n, r in p.regions.items()}})
     return surveyed.ledger.demand(made)
 
 
