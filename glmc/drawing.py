@@ -63,7 +63,7 @@ class Before:
 
     def _sites(self, names: Names, plain_names: Names) -> list[dict[str, Any]]:
         """Every site in a piece, the taken ones with the line that stands for them."""
-        fused = {id(node.meta["site"]): line for node, line in names.items() if isinstance(node.target, kernels.Op)}
+        fused = {id(node.meta["site"]): line for node, line in names.items() if "site" in node.meta}
         found = []
         for decision in self.decisions:
             site = decision.site

@@ -14,7 +14,6 @@ from glmc.largest_media import largest_media, settings_of
 from glmc.ledger import Ledger
 from glmc.native.keep import forms
 from glmc.native.tower import Tower
-from glmc.program import written
 from glmc.runtime.media.settings import Settings
 from glmc.survey import Progress, Survey, survey
 from glmc.target import link as named_link
@@ -42,7 +41,7 @@ class Plan:
     forecast: dict[str, Any] | None = None
     """What several ranks would take, see `glmc.forecast`; None for one rank."""
     pictured: dict[str, Any] = field(default_factory=dict, repr=False)
-    """For the page of `--html`: `program` as program.json has it, `regions` (name -> text), `drawing`. Not in the JSON."""
+    """For the page of `--html`: `parts` as program.json has them, `texts` of regions, `drawing`. Not in the JSON."""
 
     def to_json(self) -> dict[str, Any]:
         told = {name: value for name, value in self.__dict__.items() if name != "pictured"}
@@ -108,8 +107,8 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
         ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
         seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(settings, surveyed),
         forecast=forecast(surveyed, ranks, link) if ranks != 1 else None,
-        pictured={"program": written(surveyed.programs), "drawing": surveyed.drawing,
-                  "regions": {n: r.text() for p in surveyed.programs.values() for n, r in p.regions.items()}})
+        pictured={"parts": {name: part.to_json() for name, part in surveyed.programs.items()}, "drawing": surveyed.drawing,
+                  "texts": {n: r.text() for p in surveyed.programs.values() for n, r in p.regions.items()}})
     return surveyed.ledger.demand(made)
 
 
