@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx
 
 from glmc import kernels
 from glmc.graph import dtype_name, shape_text
@@ -21,15 +20,15 @@ from glmc.passes.choose import Decision
 from glmc.passes.emit import Names
 from glmc.passes.outline import Lines, outline
 from glmc.passes.plain import plain_line
-from glmc.program import FX, Program, Region
+from glmc.program import Program, Region
 from glmc.region import REPLACED
 from glmc.target import Target
 from glmc.trace import Trace
 
 VERSION = 1
 _LAYER = re.compile(r"\b(layers?|blocks?|transformer_blocks)\.(\d+)\b")
-_OTHERS = {"fx": "torch", "aoti": "Inductor", "iree": "IREE", "onnx": "ONNX Runtime"}
-"""Engine -> who runs the steps that no kernel of ours does."""
+_OTHERS = {"native": "need no call of their own", "fx": "are torch's", "aoti": "are Inductor's"}
+"""Engine -> what is said of lines that no kernel of ours runs."""
 
 
 class Before:
@@ -53,9 +52,9 @@ class Before:
             before, plain_names = self.pieces[key]
             known = {node.name: line for node, line in plain_names.items()}
             plain.setdefault(before, {"text": self.program.regions[before].text(), "shapes": self._shapes(plain_names)})
-            found, why = _kernels(program.regions[name], target, program.engine)
+            found, others = _kernels(program.regions[name], target, program.engine or target.engine)
             regions[name] = {
-                "plain": before, "shapes": self._shapes(names), "kernels": found, **({"kernels_unknown": why} if why else {}),
+                "plain": before, "shapes": self._shapes(names), "kernels": found, "others": others,
                 "same": {line: known[node.name] for node, line in names.items()
                          if "site" not in node.meta and node.op == "call_function" and node.name in known},
                 "sites": self._sites(names, plain_names)}
@@ -123,19 +122,13 @@ def _folded(reason: str | None) -> str | None:
     return reason and re.sub(r"\blayer\.\d+", "layer.*", _LAYER.sub(r"\1.*", reason))
 
 
-def _kernels(region: Region, target: Target, engine: str | None) -> tuple[dict[str, str], str | None]:
-    """Line -> what runs it, and why that is not known."""
-    if target.engine == "native" and engine is None:
+def _kernels(region: Region, target: Target, engine: str) -> tuple[dict[str, str], str]:
+    """Line -> the kernel that runs it, and what is said of the other lines."""
+    if engine == "native":
         try:
-            return {line: " + ".join(names) for line, names in kernels_by_line(region).items()}, None
+            return {line: " + ".join(names) for line, names in kernels_by_line(region).items()}, _OTHERS[engine]
         except Refused as reason:
-            return {}, str(reason)
-    return {line: _ran_by(op, target, engine or target.engine) for line, op in region.ops().items()}, None
-
-
-def _ran_by(op: str, target: Target, engine: str) -> str:
-    machine = "cpu" if engine == FX and target.machine not in ("triton", "npu") else target.machine
-    space, _, name = REPLACED.get(machine, {}).get(op, op).partition(".")
-    if space == "glmc" and kernels.has(name, machine):
-        return f"glmc/kernels/{name}/{machine}.py"
-    return _OTHERS.get(engine, engine)
+            return {}, f"have no kernels on this engine: {reason}"
+    ops = {line: REPLACED.get(target.machine, {}).get(op, op).partition(".") for line, op in region.ops().items()}
+    return {line: f"glmc/kernels/{name}/{target.machine}.py" for line, (space, _, name) in ops.items()
+            if space == "glmc" and kernels.has(name, target.machine)}, _OTHERS.get(engine, f"are left to engine {engine}")

@@ -176,9 +176,10 @@ def pictured(opened: Artifact, programs: dict[str, Program], ledger: dict[str, A
     kept = opened.json("program.json").get("kept", {}).get("weights", {})
     drawing = opened.json(DRAWING) if DRAWING in opened.files else {}
     return Pictured(
-        opened.folder.absolute().name, _facts(opened, programs[MAIN]), {name: part.to_json() for name, part in programs.items()},
-        {name: region.text() for part in programs.values() for name, region in part.regions.items()}, ledger["ledger"], drawing,
-        kept, [*ledger.get("broken", []), *ledger["notes"], *ledger.get("ranks", [])])
+        opened.folder.absolute().name, _facts(opened, programs[MAIN]),
+        {name: part.to_json() for name, part in programs.items()},
+        {name: region.text() for part in programs.values() for name, region in part.regions.items()}, ledger["ledger"],
+        drawing, kept, [*ledger.get("broken", []), *ledger["notes"], *ledger.get("ranks", [])])
 
 
 def _facts(opened: Artifact, program: Program) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def plan(source: Source, target: arguments.TargetName = "cpu", ranks: Ranks = 1,
         typer.echo(html)
         made.leave()
         return
-    show.console().print(show.facts("model", _facts(answer)), *_forecast(answer.forecast), *show.ledger(answer.ledger.to_json()))
+    show.console().print(show.facts("model", _facts(answer)), *_forecast(answer.forecast),
+                         *show.ledger(answer.ledger.to_json()))
     for note in answer.notes:
         show.talk(f"note: {show.terminal_safe(note)}")
     made.leave()

@@ -81,7 +81,8 @@ def _call(numbers: range, steps: Sequence[Mapping[str, Any]], makers: Mapping[st
     for place, (local, role, spec) in enumerate(regions[name].inputs):
         names = [steps[number]["inputs"][place] for number in numbers]
         if role == "value":
-            said = dict.fromkeys(n.removeprefix("input:") if n.startswith("input:") else steps[makers[n]]["region"] for n in names)
+            said = dict.fromkeys(n.removeprefix("input:") if n.startswith("input:") else steps[makers[n]]["region"]
+                                 for n in names)
             found.append(Bound(role, local, ", ".join(said), spec.text(), 0))
             continue
         whole = [n.partition(":")[2] for n in names]

@@ -5,6 +5,7 @@ Steps of both drawings of a region that belong together carry the same `data-k`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from glmc.html.steps import Step, short
 _CHARACTER, _LINE, _MOST = 6.7, 15.0, 34
 _FRAME, _HEAD = 14.0, 24.0
 _PRODUCTS = re.compile(r"(linear|matmul|b?mm|addmm|conv\dd|einsum|scaled_dot_product_attention|embedding)$")
-_VIEWS = re.compile(r"(view|reshape|transpose|permute|t|expand|slice|select|unsqueeze|squeeze|to|clone|contiguous|cat|chunk|split"
-                    r"|split_with_sizes|unbind|flatten|unflatten|alias|detach|getitem|narrow|stack|as_strided)$")
+_VIEWS = re.compile(r"(view|reshape|transpose|permute|t|expand|slice|select|unsqueeze|squeeze|to|clone|contiguous|cat|chunk"
+                    r"|split|split_with_sizes|unbind|flatten|unflatten|alias|detach|getitem|narrow|stack|as_strided)$")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class _Box:
     size: Point
 
 
-def drawn(steps: Sequence[Step], name: str, title: str, keys: Mapping[str, str], kernels: Mapping[str, str],
+def drawn(steps: Sequence[Step], title: str, keys: Mapping[str, str], kernels: Mapping[str, str],
           frames: Sequence[Frame] = ()) -> Markup:
-    """One drawing. name: makes its ids its own. keys: step -> its `data-k`. kernels: step -> what runs it.
+    """One drawing. keys: step -> its `data-k`. kernels: step -> what runs it.
 
-    Each step is a button with `data-k`, `data-n` (its line's name) and, where that is known, `data-kernel`.
+    Each step has `data-k`, `data-n` (its line's name) and, where that is known, `data-kernel`; several results, `data-shape`.
     """
     boxes = {step.name: _box(step, kernels.get(step.name, "")) for step in steps}
     owner = {step: frame.key for frame in frames for step in frame.steps}
@@ -56,15 +57,17 @@ def drawn(steps: Sequence[Step], name: str, title: str, keys: Mapping[str, str],
     edges = [(read, step.name) for step in steps for read in step.reads]
     outer = [(owner.get(a, a), owner.get(b, b)) for a, b in edges]
     whole = layered(sizes, [(a, b) for a, b in outer if a != b])
-    parts = [_path(_ends(whole.routes[o], insides, (a, b), owner, whole)) for (a, b), o in zip(edges, outer, strict=True)
-             if o[0] != o[1]]
+    routes: dict[str, list[list[Point]]] = {}
+    for (a, b), between in zip(edges, outer, strict=True):
+        if between[0] != between[1]:
+            routes.setdefault(a, []).append(_ends(whole.routes[between], insides, (a, b), owner, whole))
+    parts = list(map(_path, routes.values()))
     for frame in frames:
         parts.append(_frame(frame, insides[frame.key], whole.corners[frame.key], sizes[frame.key]))
-    for number, step in enumerate(steps):
+    for step in steps:
         key = owner.get(step.name)
         x, y = whole.corners[step.name] if key is None else _within(whole.corners[key], insides[key].corners[step.name])
-        parts.append(_node(step, boxes[step.name], (x, y), f"{name}-{number}", keys.get(step.name, ""),
-                           kernels.get(step.name, "")))
+        parts.append(_node(step, boxes[step.name], (x, y), keys.get(step.name, ""), kernels.get(step.name, "")))
     width, height = whole.width + 16, whole.height + 16
     return Markup(f'<svg role="group" aria-label="{escaped(title)}" width="{width:.0f}" height="{height:.0f}" '
                   f'viewBox="-8 -8 {width:.0f} {height:.0f}" data-w="{width:.0f}">\n' + "\n".join(parts) + "</svg>")
@@ -122,33 +125,38 @@ def _ends(route: list[Point], insides: Mapping[str, Layout], edge: tuple[str, st
     return points
 
 
-def _path(points: list[Point]) -> str:
-    x, y = points[0]
-    text = f"M{x:.0f} {y:.0f}"
-    for number, (a, b) in enumerate(points[1:], 1):
-        if number % 2:
-            text += f"V{b:.0f}" if b != y else ""
-        else:
+def _path(routes: Sequence[list[Point]]) -> str:
+    """All edges of one step; what they share is drawn once."""
+    pieces: dict[str, str] = {}
+    for points in routes:
+        for number, ((x, y), (a, b)) in enumerate(itertools.pairwise(points)):
             middle = (y + b) / 2
-            text += f"C{x:.0f} {middle:.0f} {a:.0f} {middle:.0f} {a:.0f} {b:.0f}"
-        x, y = a, b
+            drawn = f"V{b:.0f}" if number % 2 == 0 else f"C{x:.0f} {middle:.0f} {a:.0f} {middle:.0f} {a:.0f} {b:.0f}"
+            if (x, y) != (a, b):
+                pieces[f"M{x:.0f} {y:.0f}{drawn}"] = f"{a:.0f} {b:.0f}"
+    text, at = "", ""
+    for piece, end in pieces.items():
+        start, curve = re.match(r"M(\S+ -?\d+)(.*)", piece).groups()  # type: ignore[union-attr]
+        text += curve if start == at else f"M{start}{curve}"
+        at = end
     return f'<path class="e" d="{text}"/>'
 
 
 def _frame(frame: Frame, inside: Layout, corner: Point, size: Point) -> str:
     (x, y), (width, height) = corner, size
-    lines = []
+    routes: dict[str, list[list[Point]]] = {}
     for (one, other), route in inside.routes.items():
         points = [_within(corner, point) for point in route]
         if one.startswith(">"):
             points[0] = (points[0][0], y)
         if other.endswith(">"):
             points[-1] = (points[-1][0], y + height)
-        lines.append(_path(points))
+        routes.setdefault(one, []).append(points)
     count = "1 step" if len(frame.steps) == 1 else f"{len(frame.steps)} steps"
-    return (f'<g class="f" data-k="{frame.key}"><rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" rx="10"/>'
-            f'<text x="{x + 12:.0f}" y="{y + 16:.0f}">{escaped(frame.title)} <tspan class="q">{count}</tspan></text></g>'
-            + "".join(lines))
+    return (f'<g class="f" data-k="{frame.key}"><rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" '
+            f'rx="10"/><text x="{x + 12:.0f}" y="{y + 16:.0f}">{escaped(frame.title)} '
+            f'<tspan class="q">{count}</tspan></text></g>'
+            + "".join(map(_path, routes.values())))
 
 
 def _kind(step: Step) -> str:
@@ -166,7 +174,7 @@ def _box(step: Step, kernel: str) -> _Box:
     lines += [("w", _cut(f"{name} {short(text).partition(' ')[2]}")) for name, text in step.weights[:4]]
     lines += [("w", f"and {len(step.weights) - 4} weights more")] if len(step.weights) > 4 else []
     lines += [("c", _cut(f"{name} {short(text).partition(' ')[2]}")) for name, text in step.caches]
-    if kernel and (step.fused or "/" in kernel) or kernel not in ("", "torch", step.title):
+    if kernel and (step.fused or kernel not in ("torch", step.title)):
         lines.append(("k", _cut(f"runs {kernel.removeprefix('glmc/kernels/')}")))
     width = max(len(text) * (7.6 if kind == "o" else _CHARACTER) for kind, text in lines) + 20
     return _Box(tuple(lines), (max(width, 92.0), len(lines) * _LINE + 11))
@@ -176,12 +184,13 @@ def _cut(text: str, most: int = _MOST) -> str:
     return text if len(text) <= most else text[:most - 1] + "…"
 
 
-def _node(step: Step, box: _Box, corner: Point, name: str, key: str, kernel: str) -> str:
+def _node(step: Step, box: _Box, corner: Point, key: str, kernel: str) -> str:
     (x, y), (width, height) = corner, box.size
     texts = "".join(f'<tspan x="{x + 10:.0f}" y="{y + 17 + _LINE * i:.0f}" class="{kind}">{escaped(text)}</tspan>'
                     for i, (kind, text) in enumerate(box.lines))
     said = " ".join([step.title, short(step.shape), *(n for n, _ in (*step.weights, *step.caches))])
-    return (f'<g class="n {_kind(step)}" id="{name}" role="button" tabindex="-1" data-k="{key}" data-n="{escaped(step.name)}"'
+    return (f'<g class="n {_kind(step)}" data-k="{key}" data-n="{escaped(step.name)}"'
             + (f' data-kernel="{escaped(kernel)}"' if kernel else "")
-            + f' data-shape="{escaped(step.shape)}" aria-label="{escaped(said)}"><rect x="{x:.0f}" y="{y:.0f}" '
+            + (f' data-shape="{escaped(step.shape)}"' if ";" in step.shape else "")
+            + f' aria-label="{escaped(said)}"><rect x="{x:.0f}" y="{y:.0f}" '
             f'width="{width:.0f}" height="{height:.0f}" rx="6"/><text>{texts}</text></g>')

@@ -114,7 +114,8 @@ def _order(rows: list[list[_Item]]) -> None:
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
         for row in rows if down else rows[::-1]:
-            wanted = {id(i): (sum(n.place for n in near) / len(near) if (near := i.toward(down)) else float(i.place)) for i in row}
+            wanted = {id(i): sum(n.place for n in near) / len(near) if (near := i.toward(down)) else float(i.place)
+                      for i in row}
             row.sort(key=lambda item, wanted=wanted: wanted[id(item)])
             for place, item in enumerate(row):
                 item.place = place

@@ -25,7 +25,9 @@
   };
   const fit = (canvas, least = 0.8) => {
     const room = canvas.clientWidth - 18;
-    if (room > 0) scale(canvas, Math.min(1, Math.max(least, room / canvas.firstElementChild.dataset.w)));
+    if (room <= 0) return;
+    scale(canvas, Math.min(1, Math.max(least, room / canvas.firstElementChild.dataset.w)));
+    canvas.scrollLeft = (canvas.scrollWidth - canvas.clientWidth) / 2;
   };
   all(document, "[data-zoom]").forEach((button) => button.addEventListener("click", () => {
     const canvas = button.closest(".pane").querySelector(".canvas");
@@ -47,14 +49,15 @@
     chosen.forEach((one) => one.classList.add("on"));
   };
   const together = (pair, one) => one.dataset.k ? all(pair, `[data-k="${one.dataset.k}"]`) : [one];
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const into = (one) => {
     const canvas = one.closest(".canvas");
     const there = one.getBoundingClientRect(), here = canvas.getBoundingClientRect();
     const top = there.top - here.top, left = there.left - here.left;
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    if (top < 0 || top + Math.min(there.height, 80) > here.height || left < 0 || left + Math.min(there.width, 80) > here.width) {
-      canvas.scrollTo({ top: canvas.scrollTop + top - here.height / 3, behavior: still ? "auto" : "smooth",
-        left: canvas.scrollLeft + left + Math.min(there.width, here.width) / 2 - here.width / 2 });
+    const high = Math.min(there.height, here.height * 0.6), wide = Math.min(there.width, here.width * 0.9);
+    if (top < 0 || top + high > here.height || left < 0 || left + wide > here.width) {
+      canvas.scrollTo({ top: canvas.scrollTop + top - (here.height - high) / 3, behavior: calm ? "auto" : "smooth",
+        left: canvas.scrollLeft + left + (wide - here.width) / 2 });
     }
   };
 
@@ -124,6 +127,10 @@
     held = one;
     light(pair, chosen);
     tell(pair, title, chosen, one.closest(".canvas") ? one : null);
+    const mine = one.getBoundingClientRect(), over = panel.getBoundingClientRect();
+    if (one.closest(".canvas") && mine.right > over.left && mine.bottom > over.top - 12) {
+      scrollBy({ top: Math.min(mine.bottom - over.top + 24, mine.top - 140), behavior: calm ? "auto" : "smooth" });
+    }
     const seen = {};
     chosen.forEach((node) => {
       const side = node.closest(".before") ? "before" : "after";
@@ -150,7 +157,7 @@
     });
     all(pair, "svg").forEach((svg) => {
       const nodes = all(svg, ".n");
-      if (nodes.length) nodes[0].setAttribute("tabindex", "0");
+      nodes.forEach((one, at) => { one.setAttribute("role", "button"); one.setAttribute("tabindex", at ? "-1" : "0"); });
       svg.addEventListener("keydown", (event) => {
         const at = nodes.indexOf(event.target);
         const next = { ArrowDown: at + 1, ArrowRight: at + 1, ArrowUp: at - 1, ArrowLeft: at - 1, Home: 0, End: nodes.length - 1 };
@@ -202,7 +209,7 @@
   const index = () => {
     const made = all(document, "section h2").map((one) => ({ one, kind: "section", text: one.textContent }));
     all(document, "section tbody tr").forEach((one) => made.push({ one, kind: heading(one),
-      text: [...one.cells].map((cell) => cell.textContent).filter(Boolean).join("  ") }));
+      text: [...one.cells].map((cell) => cell.textContent).filter(Boolean).join(" · ") }));
     all(document, ".n").forEach((one) => made.push({ one, kind: heading(one),
       text: `${one.closest(".before") ? "before: " : "after: "}${one.getAttribute("aria-label")}${
         one.dataset.kernel ? ` runs ${one.dataset.kernel}` : ""}` }));

@@ -49,8 +49,8 @@ def program_page(given: Pictured) -> str:
     facts = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in given.facts.items())
     lead = [Markup(f'<dl class="facts">{facts}</dl>'), _find(), ways()]
     if not given.drawing:
-        lead.append(points(["This artefact has no drawing.json: an earlier glmc made it. Its regions are drawn after the passes "
-                            "only, without the sizes of what is between."], "note"))
+        lead.append(points(["This artefact has no drawing.json: an earlier glmc made it. Its regions are drawn after the "
+                            "passes only, without the sizes of what is between."], "note"))
     return page(given.title, lead, sections, (_HERE / "program.css").read_text(encoding="utf-8"),
                 (_HERE / "program.js").read_text(encoding="utf-8"))
 
@@ -73,7 +73,8 @@ def _program(steps: Mapping[str, list[list[Call]]], parts: Mapping[str, Mapping[
     for name, groups in steps.items():
         calls = sum(call.count for group in groups for call in group)
         elements = sum(call.elements for group in groups for call in group)
-        told = [f"{calls:,} calls", f"{count_text(elements)} weights", parts[name].get("mode", "replicated").replace("_", " ")]
+        told = [f"{calls:,} calls", f"{count_text(elements)} elements of weights",
+                parts[name].get("mode", "replicated").replace("_", " ")]
         told += [f"engine {parts[name]['engine']}"] if parts[name].get("engine") else []
         if len(steps) > 1:
             made.append(Markup(f"<h3>{escaped(name)}</h3>"))
@@ -92,15 +93,18 @@ def _group(group: list[Call], anchors: Mapping[str, str], most: int) -> str:
 
 def _call(call: Call, anchors: Mapping[str, str], most: int) -> str:
     if call.region in MOVES:
-        return (f'<p class="move"><code>{escaped(call.region)}</code> between ranks'
-                + (f", {escaped(call.told)}" if call.told else "") + (f" × {call.count}" if call.count > 1 else "") + "</p>")
-    layers = f"layer{'s' if len(call.layers) > 1 else ''} {span(call.layers)}" if call.layers else call.region.rsplit("_", 1)[0]
+        times = [f"{call.count} times"] if call.count > 1 else []
+        return f'<p class="move">{code(call.region).text} between ranks: {escaped(", ".join([call.told, *times]))}</p>'
+    layers = call.region.rsplit("_", 1)[0]
+    if call.layers:
+        layers = f"layer{'s' if len(call.layers) > 1 else ''} {span(call.layers)}"
     share = max(round(100 * call.elements / most, 1), 0.5 if call.elements else 0)
-    head = (f'<summary><span class="who">{escaped(layers)}</span> <a href="#{anchors[call.region]}"><code>{escaped(call.region)}'
-            f'</code></a> <span class="times">× {call.count}</span> <span class="size">{count_text(call.elements)}</span>'
+    head = (f'<summary><span class="who">{escaped(layers)}</span> '
+            f'<a href="#{anchors[call.region]}">{code(call.region).text}</a> <span class="times">&times; {call.count}</span> '
+            f'<span class="size">{count_text(call.elements)}</span>'
             f'<span class="bar" aria-hidden="true"><i style="width:{share}%"></i></span></summary>')
-    rows = [(one.role, code(one.local), Markup(f'<code data-p="{escaped(one.name)}">{escaped(one.name)}</code>'), code(one.spec),
-             one.form, f"{one.elements:,}" if one.role == "weight" else "") for one in call.bound]
+    rows = [(one.role, code(one.local), Markup(f'<code data-p="{escaped(one.name)}">{escaped(one.name)}</code>'),
+             code(one.spec), one.form, f"{one.elements:,}" if one.role == "weight" else "") for one in call.bound]
     pick = ""
     if len(call.layers) > 1:
         low, high = min(call.layers), max(call.layers)
@@ -109,8 +113,9 @@ def _call(call: Call, anchors: Mapping[str, str], most: int) -> str:
                 "* stands for its number</p>")
     told = paragraph(f"Of the {call.told} alone, unless all are asked for.", "lead").text if call.told else ""
     return (f"<details>{head}{told}{pick}"
-            + table(f"what {call.region} is bound to", ("role", "in the region", "bound to", "dtype and sizes", "kept as", "elements"),
-                    rows, words=5).text + "</details>")
+            + table(f"what {call.region} is bound to",
+                    ("role", "in the region", "bound to", "dtype and sizes", "kept as", "elements"), rows, words=5).text
+            + "</details>")
 
 
 def count_text(count: float) -> str:
@@ -127,19 +132,22 @@ def _fusions(given: Pictured) -> list[Markup]:
     kept = [row for row in given.ledger if row["expected"] or row["proved"]]
     made = [table("the ledger: sites of each fusion", ("fusion", "expected", "proved", "taken", "refused", "predicted us/token",
                                                        "measured us/token"),
-                  [(row["fusion"], row["expected"], row["proved"], row["taken"], len(row["refused"]), row["predicted_us"],
-                    row["measured_us"]) for row in kept])]
+                  [(row["fusion"], row["expected"], row["proved"], row["taken"], len(row["refused"]), _us(row["predicted_us"]),
+                    _us(row["measured_us"])) for row in kept])]
     known = given.drawing.get("sites", ())
     if known:
         made.append(Markup('<h3 id="sites">Sites</h3>'))
-        made.append(table("every proved site", ("fusion", "place", "layers", "sites", "what became of it"),
-                          [(one["fusion"], code(one["place"]), one["layers"], one["count"], _fate(one["reason"]))
-                           for one in known], words=3))
-    refused = _refused(kept)
-    if refused:
+        made.append(table("every proved site", ("fusion", "place", "layers", "what became of it", "sites"),
+                          [(one["fusion"], code(one["place"]), one["layers"], _fate(one["reason"]), one["count"])
+                           for one in known], words=4))
+    elif refused := _refused(kept):
         made.append(Markup('<h3 id="refused">Refused</h3>'))
         made.append(table("sites that were proved and not taken", ("fusion", "reason", "sites"), refused, words=2))
     return made
+
+
+def _us(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
 
 
 def _fate(reason: str | None) -> Markup:

@@ -49,7 +49,8 @@ def steps(region: Region, shapes: Mapping[str, str]) -> list[Step]:
     stands: dict[str, str] = {step.name: step.name for step in made}  # a name in the text -> the step that is drawn for it
     for line in region.body:
         statement = ast.parse(line).body[0]
-        names = list(dict.fromkeys(n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)))
+        names = list(dict.fromkeys(n.id for n in ast.walk(statement)
+                                   if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)))
         reads = tuple(dict.fromkeys(stands[n] for n in names if n in stands))
         if isinstance(statement, ast.Return):
             made.append(Step(RESULT, "result", "", reads, "; ".join(spec.text() for spec in region.outputs)))
@@ -64,7 +65,8 @@ def steps(region: Region, shapes: Mapping[str, str]) -> list[Step]:
         if _SIZES.match(op) and name not in shapes:
             continue
         stands[name] = name
-        bound = {role: tuple((n, roles[n][1]) for n in names if n in roles and roles[n][0] == role) for role in ("weight", "cache")}
+        bound = {role: tuple((n, roles[n][1]) for n in names if n in roles and roles[n][0] == role)
+                 for role in ("weight", "cache")}
         made.append(Step(name, "step", op, reads, shapes.get(name, ""), bound["weight"], bound["cache"]))
     return made
 
