@@ -123,6 +123,7 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
                                        "broken": surveyed.ledger.broken})
         writer.add_json("proofs.json", {"proofs": [p.to_json() for p in proofs], "native": [p.to_json() for p in lowering],
                                        "coded": [p.to_json() for p in decoding], "placed": [p.to_json() for p in placed]})
+        writer.add_json("drawing.json", surveyed.drawing)
         writer.add_json("config.json", surveyed.config)
         writer.add_json("sources.json", origins({name: want.recipe for name, want in wanted.items()}, checkpoint.tensors))
         progress("seal", 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glmc.checkpoint.components import read_config
@@ -40,9 +40,12 @@ class Plan:
     """The largest image and video, see `glmc.largest_media`; None for a model that takes none."""
     forecast: dict[str, Any] | None = None
     """What several ranks would take, see `glmc.forecast`; None for one rank."""
+    pictured: dict[str, Any] = field(default_factory=dict, repr=False)
+    """For the page of `--html`: `parts` as program.json has them, `texts` of regions, `drawing`. Not in the JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": self.ledger.to_json(), "broken": self.ledger.broken}
+        told = {name: value for name, value in self.__dict__.items() if name != "pictured"}
+        return {**told, "ledger": self.ledger.to_json(), "broken": self.ledger.broken}
 
 
 def parameters(surveyed: Survey) -> dict[str, int]:
@@ -103,7 +106,9 @@ def plan(source: Any, target: str = "cpu", dtype: str = "auto", max_len: int = 4
                  "calls": sum(p.calls() for p in surveyed.programs.values())},
         ledger=surveyed.ledger, memory=memory(surveyed, max_len, max_batch), roofline=roofline(surveyed),
         seconds=round(time.perf_counter() - began, 3), notes=surveyed.notes, media=_media(settings, surveyed),
-        forecast=forecast(surveyed, ranks, link) if ranks != 1 else None)
+        forecast=forecast(surveyed, ranks, link) if ranks != 1 else None,
+        pictured={"parts": {name: part.to_json() for name, part in surveyed.programs.items()}, "drawing": surveyed.drawing,
+                  "texts": {n: r.text() for p in surveyed.programs.values() for n, r in p.regions.items()}})
     return surveyed.ledger.demand(made)
 
 

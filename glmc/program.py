@@ -75,6 +75,11 @@ class Region:
         outputs = "; ".join(s.text() for s in self.outputs)
         return f'def {self.name}(\n{inputs}) -> "{outputs}":\n' + "".join(f"    {line}\n" for line in self.body)
 
+    def ops(self) -> dict[str, str]:
+        """Each line's name -> its op, without the last line."""
+        parts = (line.split(" = ", 1) for line in self.body[:-1])
+        return {name: call.split("(", 1)[0] for name, call in parts}
+
     def shares(self) -> set[int]:
         """The sizes that are divided by the number of ranks."""
         return {int(size) for size in _SHARE.findall(self.text())}

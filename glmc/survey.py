@@ -13,6 +13,7 @@ from torch import nn
 
 from glmc import axis_map, dit_part, families, picture_parts, published, vision_parts
 from glmc.checkpoint.components import read_config
+from glmc.drawing import Before, drawing
 from glmc.errors import ConfigError, UsageError
 from glmc.families import fields
 from glmc.families.fields import Dims
@@ -23,7 +24,7 @@ from glmc.passes.choose import Decision
 from glmc.passes.faster import Judge, notes, settle
 from glmc.passes.match import Matcher, Site
 from glmc.passes.merge import fold
-from glmc.passes.outline import outline
+from glmc.passes.outline import Lines, outline
 from glmc.passes.prove import Captured, capture
 from glmc.passes.rewrite import rewrite
 from glmc.program import FX, MAIN, PICTURE_MODES, Program
@@ -57,6 +58,7 @@ class Survey:
     weights: dict[str, tuple[str, tuple[int, ...]]]
     joined: dict[str, tuple[str, ...]]
     captured: dict[Target, list[Captured]]
+    drawing: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -128,6 +130,7 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     chosen: list[list[Site]] = []
     timed: list[str] = []
     beside = target.beside()
+    befores: list[Before] = []
     for (part, traced), here in zip(traces, searched, strict=True):
         runs = target if part.name == MAIN else beside
         decided, verdicts = settle(here.sites, traced.graph, runs, sum(map(len, chosen)), judge, part.symbols(traced))
@@ -135,27 +138,31 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
         record(ledger, decided, verdicts)
         timed += notes(verdicts)
         decisions += decided
+        befores.append(Before(part, traced, decided))
     trail.say(1, ledger.text())
     lap("choose")
     progress("rewrite", 0, 1)
     programs: dict[str, Program] = {}
     joined: dict[str, tuple[str, ...]] = {}
     captured: dict[Target, list[Captured]] = {}
+    pieces: dict[str, Lines] = {part.name: {} for part, _ in traces}
     for (part, traced), here, taken in zip(traces, searched, chosen, strict=True):
         captured.setdefault(target if part.name == MAIN else beside, []).extend(capture(taken))
         rewrite(traced.graph, taken)
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
-        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode)
+        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode, pieces[part.name])
     programs, engines = with_engines(programs) if target.engine == "native" else (programs, [])
     if beside != target:
         programs, engines = _beside(programs, target)
+    drawn = drawing(((before, programs[part.name], pieces[part.name])
+                     for before, (part, _) in zip(befores, traces, strict=True)), target)
     lap("rewrite")
     if dtype == "auto" and (published_in := dtype_of(config, dtype, beside)) != name:
         engines = [*engines, f"weights are made {name}: the target {target.name} does not compute in {published_in}, or badly"]
     said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines]
     return Survey(config, family, dims, name, target, module, ledger, decisions, programs, weights_of(programs.values()),
-                  joined, captured, notes=said, seconds=seconds)
+                  joined, captured, drawn, notes=said, seconds=seconds)
 
 
 def _beside(programs: dict[str, Program], target: Target) -> tuple[dict[str, Program], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ class Names:
         name = base if count == 0 else f"{base}_{count}"
         self._given[node] = name
         return name
+
+    def items(self) -> Iterator[tuple[fx.Node, str]]:
+        return iter(self._given.items())
 
     def __contains__(self, node: object) -> bool:
         return node in self._given

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,20 +25,30 @@ _PREFIX = re.compile(r"^(?:.*?(?:layers|blocks?|transformer_blocks)\.\d+\."
                      r"|(?:model\.|language_model\.|visual\.|transformer\.|text_encoder\.|encoder\.|vae\.)*)")
 
 
+Lines = dict[str, tuple[str, Names]]
+"""A piece of the graph, such as "layer.7" -> its region, and the names of its steps there."""
+
+
 def outline(trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], part: str = "text", mode: str = MODES[0],
-            ) -> Program:
+            lines: Lines | None = None, write: Callable[[fx.Node, Names], str] = line) -> Program:
     """The program of one traced part.
 
     symbols: the tracer's symbol names -> letters. inputs: names of the part's inputs in order, "keys.7" for a layer's state.
-    mode: how it runs over ranks.
+    mode: how it runs over ranks. lines: is filled with what became of each piece. write: how a step is written as a line.
     """
-    return _Outliner(trace, symbols, inputs, "" if part == "text" else f"{part}_").program(mode)
+    outliner = _Outliner(trace, symbols, inputs, "" if part == "text" else f"{part}_", write)
+    made = outliner.program(mode)
+    if lines is not None:
+        lines |= outliner.lines
+    return made
 
 
 class _Outliner:
-    def __init__(self, trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], prefix: str) -> None:
+    def __init__(self, trace: Trace, symbols: dict[str, str], inputs: tuple[str, ...], prefix: str,
+                 write: Callable[[fx.Node, Names], str]) -> None:
         self.trace, self.graph, self.symbols = trace, trace.graph, symbols
-        self.inputs, self.prefix = inputs, prefix
+        self.inputs, self.prefix, self.write = inputs, prefix, write
+        self.lines: Lines = {}
         self.result: fx.Node
         self.regions: dict[str, Region] = {}
         self.values: dict[Any, str] = {}
@@ -103,7 +114,7 @@ class _Outliner:
         for node in nodes:
             for size in (i for i in node.all_input_nodes if _is_size(i)):
                 self._size(size, outside, names, body)
-            body.append(line(node, names))
+            body.append(self.write(node, names))
         returned = ', '.join(names[o] for o in outputs) + (',' if len(outputs) == 1 else '')
         body.append(f'return ({returned})')
         region = Region(kind, tuple(inputs), tuple(self._spec(o) for o in outputs), tuple(body))
@@ -112,6 +123,7 @@ class _Outliner:
             weights = {n for n in outside if n.name in self.trace.parameters}
             self.places[region.name] = self.finder.places(nodes, set(outputs), weights, names)
         self.regions[region.name] = region
+        self.lines[key] = region.name, names
         rows = "last" if kind == "head" else "all"
         return Step(region.name, tuple(globals_), tuple(map(self._named, outputs)), rows)
 
@@ -153,11 +165,11 @@ class _Outliner:
                         return
             if node.args[0] not in names:
                 raise InternalError("no input of the region has this size", field=node.name, found=wanted)
-            body.append(line(node, names))
+            body.append(self.write(node, names))
             return
         for inner in node.all_input_nodes:
             self._size(inner, outside, names, body)
-        body.append(line(node, names))
+        body.append(self.write(node, names))
 
 
 def _order(key: str) -> tuple[int, ...]:

@@ -10,34 +10,44 @@ import math
 from collections import Counter
 from typing import Any
 
+import typer
 from rich.table import Table
 
 from glmc.artifact import LINKED, Artifact
 from glmc.artifact_linked import summary
-from glmc.cli import arguments, show
+from glmc.cli import arguments, pages, show
 from glmc.errors import DamagedArtifact
+from glmc.html.program import Pictured, program_page
 from glmc.placement import read_placement
 from glmc.program import KERNELS, MAIN, Program, read, written
 
 SOURCES = "sources.json"
+DRAWING = "drawing.json"
 
 
-def inspect(out: arguments.Out, json: arguments.Json = False) -> None:
+def inspect(out: arguments.Out, html: pages.Html = None, json: arguments.Json = False) -> None:
     """Show what an artefact holds: manifest, files, regions, ledger, proofs. Reads no weights."""
+    pages.free(html)
     opened = Artifact.open(arguments.artifact(out))
     try:
         programs = _programs(opened)
         ledger, proofs = opened.json("ledger.json"), opened.json("proofs.json")
+        if html is not None:
+            pages.write(html, program_page(pictured(opened, programs, ledger)))
         if json:
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": written(programs),
                        "ranks": _ranks(opened),
                        **ledger, **proofs, **({"sources": opened.json(SOURCES)} if SOURCES in opened.files else {}),
                        **({"kernels": opened.json(KERNELS)["kernels"], "here": _here(opened, programs[MAIN])}
                           if KERNELS in opened.files else {}),
-                       **({"linked": summary(opened)} if LINKED in opened.files else {})})
+                       **({"linked": summary(opened)} if LINKED in opened.files else {}),
+                       **({"html": str(html)} if html else {})})
+            return
+        if html is not None:
+            typer.echo(html)
             return
         show.console().print(
-            _summary(opened, programs[MAIN]),
+            show.facts("artefact", _facts(opened, programs[MAIN])),
             show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
             _regions(programs), *_notes("notes", ledger["notes"]), *_notes("over ranks", ledger.get("ranks", [])),
             *_kernels(opened), *_forms(opened, proofs), *_pieces(proofs),
@@ -162,11 +172,22 @@ def _here(opened: Artifact, program: Program) -> str:
     return verdict(opened, program).text()
 
 
-def _summary(opened: Artifact, program: Program) -> Table:
+def pictured(opened: Artifact, programs: dict[str, Program], ledger: dict[str, Any]) -> Pictured:
+    """What the page of an artefact shows."""
+    kept = opened.json("program.json").get("kept", {}).get("weights", {})
+    drawing = opened.json(DRAWING) if DRAWING in opened.files else {}
+    return Pictured(
+        opened.folder.absolute().name, _facts(opened, programs[MAIN]),
+        {name: part.to_json() for name, part in programs.items()},
+        {name: region.text() for part in programs.values() for name, region in part.regions.items()}, ledger["ledger"],
+        drawing, kept, [*ledger.get("broken", []), *ledger["notes"], *ledger.get("ranks", [])])
+
+
+def _facts(opened: Artifact, program: Program) -> dict[str, Any]:
     manifest = opened.manifest
     bounds = manifest["bounds"]
     machine = manifest["machine"]
-    return show.facts("artefact", {
+    return {
         "path": opened.folder,
         "digest": manifest["digest"],
         "family": manifest["family"],
@@ -183,4 +204,4 @@ def _summary(opened: Artifact, program: Program) -> Table:
         **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values() if "linked" not in e)),
         **({"linked": _linked(summary(opened))} if LINKED in opened.files else {}),
-    })
+    }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 import glmc
-from glmc.cli import arguments, show
+from glmc.cli import arguments, pages, show
 from glmc.cli.outcome import outcome
 from glmc.cli.progress import progress
+from glmc.html.program import Pictured, program_page
 from glmc.target import LINKS
+
+if TYPE_CHECKING:
+    from glmc.planner import Plan
 
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder or a config.json.",
                                         show_default=False)]
@@ -23,20 +27,40 @@ LinkName = Annotated[str, typer.Option("--link", metavar="L", help=f"What is bet
 
 
 def plan(source: Source, target: arguments.TargetName = "cpu", ranks: Ranks = 1, link: LinkName = "loopback",
-         json: arguments.Json = False) -> None:
+         html: pages.Html = None, json: arguments.Json = False) -> None:
     """Say what would be compiled: ledger, parameters, memory, roofline. Reads no weights."""
     arguments.target_name(target)
     arguments.existing(source)
+    pages.free(html)
     with outcome() as made, progress() as report:
         made.finished = glmc.plan(source, target=target, progress=report, ranks=ranks, link=link)
     answer = made.finished
+    if html is not None:
+        pages.write(html, program_page(pictured(answer)))
     if json:
-        show.data({**answer.to_json(), **made.told()})
+        show.data({**answer.to_json(), **made.told(), **({"html": str(html)} if html else {})})
         made.leave(told=True)
         return
-    screen = show.console()
+    if html is not None:
+        typer.echo(html)
+        made.leave()
+        return
+    show.console().print(show.facts("model", _facts(answer)), *_forecast(answer.forecast),
+                         *show.ledger(answer.ledger.to_json()))
+    for note in answer.notes:
+        show.talk(f"note: {show.terminal_safe(note)}")
+    made.leave()
+
+
+def pictured(answer: Plan) -> Pictured:
+    """What the page of a plan shows."""
+    return Pictured(f"{answer.architecture} for {answer.roofline['target']}, planned", _facts(answer),
+                    ledger=answer.ledger.to_json(), notes=[*answer.ledger.broken, *answer.notes], **answer.pictured)
+
+
+def _facts(answer: Plan) -> dict[str, Any]:
     parameters, memory, roofline, regions = answer.parameters, answer.memory, answer.roofline, answer.regions
-    screen.print(show.facts("model", {
+    return {
         "architecture": f"{answer.architecture} ({answer.model_type}), {answer.layers} layers",
         "parameters": f"{parameters['total']:,}, of which a token uses {parameters['active_per_token']:,}",
         "regions": f"{regions['distinct']} distinct, {regions['calls']} calls",
@@ -46,10 +70,7 @@ def plan(source: Source, target: arguments.TargetName = "cpu", ranks: Ranks = 1,
         "roofline": f"{roofline['tokens_per_second']:g} tokens/s on {roofline['target']}, "
                     f"{show.bytes_text(roofline['bytes_per_token'])} read a token",
         **_media(answer.media),
-    }), *_forecast(answer.forecast), *show.ledger(answer.ledger.to_json()))
-    for note in answer.notes:
-        show.talk(f"note: {show.terminal_safe(note)}")
-    made.leave()
+    }
 
 
 def _media(found: dict[str, Any] | None) -> dict[str, str]:
