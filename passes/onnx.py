@@ -12,8 +12,9 @@ from typing import Any
 
 from glmc.errors import InternalError
 from glmc.kernels.onnx import IR_VERSION, OPSET, kind, value, vendor
-from glmc.passes.onnx_region import check, function_of, written
+from glmc.passes.onnx_region import check, function_of
 from glmc.program import Program, Spec
+from glmc.region import written
 
 ROWS, LOGITS = "rows", "logits"
 Places = Mapping[str, tuple[str, int, int]]

@@ -155,6 +155,3 @@ TABLE: dict[str, Callable] = {
     "operator.floordiv": _binary("Div"),
 }
 """Name in a region's text -> how it is written."""
-
-WRITES = frozenset({"aten.index_put_.default"})
-"""Steps that write into their first argument: a cache, which is then another value."""

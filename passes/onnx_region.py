@@ -14,19 +14,12 @@ from typing import Any
 from glmc import kernels
 from glmc.errors import UnsupportedTarget
 from glmc.kernels.onnx import function, value
-from glmc.passes.onnx_ops import TABLE, WRITES
+from glmc.passes.onnx_ops import TABLE
 from glmc.program import Place, Program, Region
-from glmc.region import argument, line, returned
+from glmc.region import WRITES, argument, line, returned, written
 
 MACHINE = "onnx"
 _LAYER = re.compile(r"(?:.*\.)?layers\.\d+")
-
-
-def written(region: Region) -> list[str]:
-    """The caches that a region writes, by its own names, in the order of its inputs."""
-    called = [line(ast.parse(text).body[0])[1] for text in region.body[:-1]]
-    first = {ast.unparse(call.args[0]) for call in called if ast.unparse(call.func) in WRITES}
-    return [name for name, role, _ in region.inputs if role == "cache" and name in first]
 
 
 def check(program: Program) -> None:

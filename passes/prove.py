@@ -176,8 +176,8 @@ def _there(kernel: Callable, device: torch.device) -> Callable:
 def _replay(captured: Captured, target: Target, device: torch.device | None) -> tuple[Replay, str | None]:
     """What to run for a captured site, and a note where that is not the site as it stands."""
     maths = load(captured.fusion).maths
-    module = kernels.load(captured.fusion, target.machine)
-    kernel, moved = module.run, getattr(module, "MOVED", 0)
+    file = kernels.load(captured.fusion, target.machine)
+    kernel, moved = file.run, getattr(file, "MOVED", 0)
     if device is not None:
         kernel = _there(kernel, device)
     module = fx.GraphModule(nn.Module(), captured.graph)

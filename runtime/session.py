@@ -81,7 +81,7 @@ class Model:
         if self.artifact.manifest["engine"] == "onnx":
             from glmc.runtime.engines.onnx import Session  # the others run without ONNX Runtime
 
-            return Session(self.artifact, self.program, self.threads)
+            return Session(self.artifact, self.threads)
         check_weights(self.program, self.weights, self.kept)
         return Whole(self.artifact, self.program, self.weights, self.kept, self.threads, self.ranks)
 

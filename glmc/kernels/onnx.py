@@ -116,15 +116,16 @@ def alone(emit: Callable) -> Callable:
 
     def run(*tensors: torch.Tensor | None, **scalars: Any) -> Any:
         values = [None if t is None else _like(f"x{i}", t) for i, t in enumerate(tensors)]
-        told: list[int] = []
+        several = False
 
         def body(op: Any, *given: Any) -> list[Any]:
+            nonlocal several
             made = emit(op, *given, **scalars)
-            told.append(0 if isinstance(made, (tuple, list)) else 1)
-            return list(made) if isinstance(made, (tuple, list)) else [made]
+            several = isinstance(made, tuple)
+            return list(made) if several else [made]
 
         results = call(function("glmc.alone", "alone", values, body), [t for t in tensors if t is not None])
-        return results[0] if told[0] else tuple(results)
+        return tuple(results) if several else results[0]
 
     return run
 

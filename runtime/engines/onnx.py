@@ -15,7 +15,8 @@ import torch
 from glmc.artifact import Artifact
 from glmc.errors import DamagedArtifact
 from glmc.kernels.onnx import call, vendor
-from glmc.program import ONNX, Program, Region
+from glmc.program import ONNX, Region
+from glmc.region import written
 from glmc.runtime.device import Device
 from glmc.runtime.memory import slots_of
 from glmc.runtime.prompt import Placed
@@ -30,7 +31,7 @@ _PROVIDER = "CPUExecutionProvider"
 class Session:
     """The text model, its cache and what is bound. Logits are float32 on the host, valid until the next call."""
 
-    def __init__(self, artifact: Artifact, program: Program, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int) -> None:
         """Raises DamagedArtifact, UnsupportedTarget where ONNX Runtime is not installed."""
         runtime = vendor("onnxruntime")
         artifact.verify(threads)
@@ -130,7 +131,8 @@ def open(artifact: Artifact, region: Region, form: str, device: Device,
     ir = vendor("onnx_ir")
     model = ir.from_proto(vendor("onnx").load_from_string(artifact.read(ONNX)))
     built: Any = next(function for function in model.functions.values() if function.name == region.name)
-    caches = [at for at, (_, role, _) in enumerate(region.inputs) if role == "cache"]
+    changed = written(region)
+    caches = [at for at, (name, _, _) in enumerate(region.inputs) if name in changed]
 
     def run(inputs: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         made = call(built, inputs)

@@ -33,9 +33,9 @@ def emit(op: Any, x: Any, experts: Any, weights: Any, gate_up: Any, down: Any) -
         out = inside.Mul(out, inside.Unsqueeze(share, [-1]))
         return inside.Identity(go), inside.ScatterND(total, inside.Unsqueeze(token, [-1]), out, reduction="add")
 
-    rows = "float32", ["T", hidden]
-    body = subgraph(op, one, "expert", [value("turn", "int64", []), value("go", "bool", []), value("total", *rows)],
-                    [value("goes", "bool", []), value("sum", *rows)])
+    total, after = (value(name, "float32", ["T", hidden]) for name in ("total", "sum"))
+    body = subgraph(op, one, "expert", [value("turn", "int64", []), value("go", "bool", []), total],
+                    [value("goes", "bool", []), after])
     return op.Loop(count, None, op.Mul(x, 0.0), body=body)
 
 

@@ -41,7 +41,7 @@ def test_prompts_are_those_of_transformers(case):
     assert [list(grid) for grid in found.sources] == given["image_grid_thw"][:len(sizes), 1:].tolist()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, pytest.param("onnx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES[3:6:2], ids=str)
 def test_logits_are_those_of_transformers(target, case):
     made, (height, width, sizes) = drawing.made(target), case
