@@ -44,11 +44,9 @@ class Target:
 
 
 def _installed(name: str) -> bool:
-    """Whether a package can be imported; of a dotted one what is around it is."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+    """Whether a package can be imported; of a dotted name also what is around it."""
+    around = name.rpartition(".")[0]
+    return (not around or _installed(around)) and importlib.util.find_spec(name) is not None
 
 
 _LATER = "the target can be planned for, and is not compiled for by this version"

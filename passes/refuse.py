@@ -13,7 +13,7 @@ _LAYER = re.compile(r"^weight:(.*?(?:layers|blocks?)\.\d+)\.")
 
 
 def refused(program: Program, fault: InternalError, target: Target) -> GlmcError:
-    """What to say in the place of `fault`, whose field is the region and form at which a compiler stopped, if an op is named."""
+    """What to say in the place of `fault`, whose field is the region and form that a compiler stopped at, if an op is named."""
     name, _, form = (fault.field or "").partition(".")
     ops = list(dict.fromkeys(_OP.findall(str(fault))))
     if not ops:

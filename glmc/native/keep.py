@@ -232,20 +232,17 @@ def forms(program: Program, quant: str | None, sources: Mapping[str, str] = {}) 
     return {name: _keep(need, spec, kind, quant, sources.get(name)) for name, (need, spec, kind) in found.items()}
 
 
-_LINEAR = "aten.linear.default"
-_MATRICES = {_LINEAR: (1,), "glmc.moe_experts": (3, 4)}
+_LINEAR = {"aten.linear.default": (1,)}
+_MATRICES = {**_LINEAR, "glmc.moe_experts": (3, 4)}
 """Ops whose kernels for GPUs take a coded matrix -> which of their arguments it is."""
 
 
 def forms_for_gpu(program: Program, sources: Mapping[str, str], gpu: bool = True) -> dict[str, Keep]:
-    """Of the weights that `sources` names with their form those that only products read, kept so for kernels of GPUs.
-
-    gpu: or else in panels, for compilers, and of the products only plain ones count.
-    """
+    """Of the weights that `sources` names with their form those that only products read, kept so for kernels of GPUs, or in
+    panels for compilers that take them in plain products."""
     found: dict[str, Keep] = {}
     others: set[str] = set()
-    ops = _MATRICES if gpu else {_LINEAR: _MATRICES[_LINEAR]}
-    products = {name: _products(region, ops) for name, region in program.regions.items()}
+    products = {name: _products(region, _MATRICES if gpu else _LINEAR) for name, region in program.regions.items()}
     for step in program.steps:
         if step.moves:
             continue

@@ -42,11 +42,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "glmc.passes.prove_native": ("glmc.native", "glmc.program", "glmc.region", "glmc.checkpoint.tensor_bytes",
                                   "glmc.passes.images"),
     "glmc.passes.prove_coded": ("glmc.native", "glmc.kernels", "glmc.passes.declare", "glmc.checkpoint.tensor_bytes"),
+    "glmc.passes.prove_iree": ("glmc.iree", "glmc.native", "glmc.program", "glmc.region", "glmc.passes"),
     "glmc.passes.ahead": ("glmc.native", "glmc.program", "glmc.kernels", "glmc.region", "glmc.passes.lower"),
     "glmc.passes.fusions": ("glmc.passes.declare", "glmc.passes.fusions"),
     "glmc.passes": ("glmc.machine", "glmc.gpu", "glmc.region", "glmc.graph", "glmc.program", "glmc.placement", "glmc.target",
                     "glmc.kernels", "glmc.trace", "glmc.passes"),
-    "glmc.runtime": ("glmc.native", "glmc.region", "glmc.machine", "glmc.gpu", "glmc.program", "glmc.placement",
+    "glmc.iree": ("glmc.program",),
+    "glmc.runtime": ("glmc.iree", "glmc.native", "glmc.region", "glmc.machine", "glmc.gpu", "glmc.program", "glmc.placement",
                      "glmc.artifact", "glmc.kernels", "glmc.target", "glmc.runtime"),
     "glmc.runtime.envelope": ("glmc.checkpoint.strict_json",),
     "glmc.runtime.supervise": ("glmc.runtime.rank_fault",),
@@ -99,7 +101,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
 }
 """Packages of others that a layer may import; a layer that is not named here may import any."""
 
-VENDORS = {"triton": "triton.py", "torch_npu": "npu.py"}
+VENDORS = {"triton": "triton.py", "torch_npu": "npu.py", "torch_mlir": "mlir.py", "iree": "iree.py"}
 """A vendor's package -> the only name of file that may import it."""
 
 NO_TRANSFORMERS = "glmc.runtime"
@@ -173,6 +175,8 @@ def test_a_wrong_import_of_ours_is_found(path, source):
     ("runtime/session.py", "import transformers"),
     ("glmc/kernels/rope/cpu.py", "import triton.language as tl"),
     ("runtime/steps.py", "import torch_npu"),
+    ("passes/workers.py", "from torch_mlir import fx"),
+    ("runtime/session.py", "from iree import runtime"),
     ("passes/fusions/rope.py", "import numpy"),
     ("glmc/errors.py", "import torch"),
 ])

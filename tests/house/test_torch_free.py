@@ -8,7 +8,7 @@ import sys
 import pytest
 from house.source import ROOT, module_name, python_files
 
-HEAVY = ("torch", "transformers", "triton", "torch_npu")
+HEAVY = ("torch", "transformers", "triton", "torch_npu", "torch_mlir", "iree")
 LIGHT_FILES = ("glmc/__init__.py", "glmc/errors.py", "glmc/knobs.py", "glmc/target.py", "glmc/artifact.py",
                "glmc/ledger.py", "glmc/program.py", "glmc/checkpoint/strict_json.py",
                "glmc/checkpoint/safetensors_header.py", "glmc/checkpoint/folder.py",
