@@ -170,7 +170,8 @@ def test_an_op_that_the_importer_lacks_is_refused_by_name_and_module(monkeypatch
     monkeypatch.setenv("GLMC_ONLY", "rms_norm")
     stages = []
     with pytest.raises(UnsupportedTarget) as fault:
-        glmc.compile(checkpoint, tmp_path / "x.glmc", target="mlir", max_len=40, progress=lambda stage, *_: stages.append(stage))
+        glmc.compile(checkpoint, tmp_path / "x.glmc", target="mlir", max_len=40,
+                     progress=lambda stage, *_: stages.append(stage))
     assert fault.value.field.startswith("model.layers.0.mlp.experts")
     assert "glmc.grouped_mm for mlir" in str(fault.value.found)
     assert "compile regions" in stages
