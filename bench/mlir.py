@@ -21,7 +21,7 @@ from report import Report, default_out
 AGAINST_EAGER, DEPTH, SIZE = 1.0, 1.5, 3.0
 HOW = ("speed: the random 220 M glm4 in float32, one row, contenders by turns in one process with the same threads; prefill is "
        "one prompt to the logits of its last token, decoding --steps tokens one by one behind a prompt of 128; ratios are of "
-       "medians. depth: glm4 of one width with random weights, each compilation in a fresh process with nothing kept, depths by "
+       "medians. depth: glm4 of one width with random weights, each compilation in a fresh process with nothing kept, by "
        "turns; size is that of all files but weights and the checkpoint's own")
 _OWN = ("tokenizer.json", "config.json", "generation_config.json", "chat_template.jinja")
 
