@@ -16,7 +16,7 @@ from glmc.bench.turns import order, rounds
 from glmc.bench.work import Work
 from glmc.errors import GlmcError
 
-PROBE = Contender("probe", "probe")
+PROBE = "probe"
 Open = Callable[[Contender, int], Any]
 Tell = Callable[[str], None]
 
@@ -45,7 +45,7 @@ class Measured:
 
 
 def measure(contenders: Sequence[Contender], asked: Sequence[Work], num_iters: int, num_iters_warmup: int, threads: int,
-            device: str | None = None, cold_starts: int = 3, profiled: bool = True, opening: Open = Process,
+            device: str = "cpu", cold_starts: int = 3, profiled: bool = True, opening: Open = Process,
             tell: Tell = lambda _: None) -> Measured:
     """Open all, measure `num_iters` rounds of every kind of work, then cold starts, then the first contender's profile.
 
@@ -54,7 +54,7 @@ def measure(contenders: Sequence[Contender], asked: Sequence[Work], num_iters: i
     """
     made = Measured(num_iters, num_iters_warmup, threads, load_before=load_average())
     began = time.perf_counter()
-    probe = Contender("probe", "probe", {"threads": threads, "device": device})
+    probe = Contender(PROBE, PROBE, {"threads": threads, "device": device})
     running: dict[str, Any] = {}
     try:
         for one in (*contenders, probe):
@@ -67,17 +67,26 @@ def measure(contenders: Sequence[Contender], asked: Sequence[Work], num_iters: i
         if profiled:
             tell("profile")
             made.profile = running[contenders[0].name].profile(asked[0])
-        made.memory = {name: running[name].memory for name in names if name in running}
+        _seen(made, running)
         _close(running)
         _cold_starts(made, [one for one in contenders if one.name in names], asked, cold_starts, opening, tell)
     except KeyboardInterrupt:
+        if not made.ready:
+            raise
         done = max((len(kept) for by in made.samples.values() for kept in by.values()), default=0)
-        made.interrupted = made.interrupted or f"interrupted after {done} of {num_iters} rounds"
-        made.memory = made.memory or {name: one.memory for name, one in running.items() if name != probe.name}
+        made.interrupted = f"interrupted after {done} of {num_iters} rounds"
+        _seen(made, running)
     finally:
         _close(running)
     made.load_after, made.seconds = load_average(), time.perf_counter() - began
     return made
+
+
+def _seen(made: Measured, running: dict[str, Any]) -> None:
+    """Note what those who are still running say of themselves now."""
+    for name in made.ready:
+        if name in running:
+            made.memory[name], made.ready[name] = running[name].memory, running[name].ready
 
 
 def _close(running: dict[str, Any]) -> None:
@@ -91,7 +100,7 @@ def _guarded(made: Measured, contenders: Sequence[Contender], name: str, running
     try:
         given = call()
     except GlmcError as fault:
-        if name in (contenders[0].name, PROBE.name):
+        if name in (contenders[0].name, PROBE):
             raise
         made.failed[name] = fault
         if name in running:
@@ -120,7 +129,7 @@ def _rounds(made: Measured, contenders: Sequence[Contender], running: dict[str, 
                 if made.joules is not None:
                     made.joules[name] += energy.joules(found, first, energy.read(found))
         if number >= 0:
-            made.probes.append(running[PROBE.name].probe())
+            made.probes.append(running[PROBE].probe())
             made.foreign.append(foreign_share(before, look([one.pid for one in running.values()])))
             tell(f"round {number + 1} of {made.num_iters}")
 
