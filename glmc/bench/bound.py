@@ -94,7 +94,7 @@ def traffic_of(model: Model) -> Traffic:
             done += 2 * elements * share
         elif name.endswith("embed_tokens.weight"):
             # A step looks up one row a token; where the head is tied to it, it is read whole, by the head.
-            dense += held if dims["tied"] else held / spec.shape[0]
+            dense += held if dims["tied"] else held / int(spec.shape[0])
             head += 2 * elements if dims["tied"] else 0
         else:
             dense += held

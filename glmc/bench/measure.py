@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from glmc.bench import energy
@@ -59,7 +60,7 @@ def measure(contenders: Sequence[Contender], asked: Sequence[Work], num_iters: i
     try:
         for one in (*contenders, probe):
             tell(f"open {one.name}")
-            _guarded(made, contenders, one.name, running, lambda one=one: opening(one, threads))
+            _guarded(made, contenders, one.name, running, partial(opening, one, threads))
         names = [one.name for one in contenders if one.name in running]
         made.ready = {name: running[name].ready for name in names}
         made.samples = {name: {work: [] for work in asked} for name in names}
@@ -122,7 +123,7 @@ def _rounds(made: Measured, contenders: Sequence[Contender], running: dict[str, 
                 if name not in running:
                     continue
                 first = energy.read(found)
-                sample = _guarded(made, contenders, name, running, lambda name=name, work=work: running[name].ask(work))
+                sample = _guarded(made, contenders, name, running, partial(running[name].ask, work))
                 if sample is None or number < 0:
                     continue
                 made.samples[name][work].append(sample)

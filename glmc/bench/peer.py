@@ -58,10 +58,10 @@ def _contender(word: str, out: Path, checkpoint: Path | None, threads: int, devi
             "checkpoint": str(_same(word, manifest["source"], checkpoint)), "threads": threads,
             "device": home(manifest["target"], device), "dtype": manifest["dtype"], "bounds": manifest["bounds"]})
     if word.startswith(("http://", "https://")):
-        url, _, model = word.partition("#")
+        url, _, served = word.partition("#")
         if re.fullmatch(r"https?://[^/\s@]+(/\S*)?", url) is None:
             raise UsageError("this is no address of an endpoint", field="--against", found=word, expected=KINDS[4])
-        return Contender(word, "endpoint", {"url": url.rstrip("/"), "model": model or None})
+        return Contender(word, "endpoint", {"url": url.rstrip("/"), "model": served or None})
     if word.partition(":")[0] == "llama-bench":
         model = Path(word.partition(":")[2])
         program = shutil.which("llama-bench")
