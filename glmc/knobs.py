@@ -16,6 +16,8 @@ class Knob:
     kind: type
     default: object
     sentence: str
+    secret: bool = False
+    """Its value is shown nowhere."""
 
 
 KNOBS = {k.name: k for k in (
@@ -27,7 +29,7 @@ KNOBS = {k.name: k for k in (
     Knob("GLMC_TIMING", int, 1, "0 leaves fusions untimed where the target's GPU is here; their gains are then predicted"),
     Knob("GLMC_DEADLINE", int, 60, "the most seconds that one of several processes waits for another, in any stage"),
     Knob("GLMC_FAULT", str, "", "a fault to plant in one of several processes, for tests: rank=1,stage=decode,kind=kill"),
-    Knob("GLMC_API_KEY", str, "", "the key that an endpoint wants which `glmc bench` measures; no report holds it"),
+    Knob("GLMC_API_KEY", str, "", "the key that an endpoint wants which `glmc bench` measures; never shown", secret=True),
     Knob("GLMC_CACHE", str, "", "a folder where compiled regions are kept between compilations; empty means none"),
 )}
 

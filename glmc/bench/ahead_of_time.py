@@ -29,6 +29,6 @@ def ahead_of_time(told: dict[str, Any]) -> Ours:
     if done.returncode:
         raise PeerFailed("the checkpoint cannot be compiled for cpu:aoti", field="aoti", expected="exit status 0",
                          found=f"{done.returncode}: {done.stderr[-300:].strip()}")
-    opened = Ours(path, told["threads"], told["device"])
+    opened = Ours(path, told["threads"], None)
     opened.phases = {**opened.phases, "compile": compiled}
     return opened

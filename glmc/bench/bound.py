@@ -19,7 +19,8 @@ _ITEM = {"float32": 4, "bfloat16": 2}
 class Traffic:
     """Of a model. weight_bytes: what every step reads. expert_bytes: all routed experts'; expert_share: of which a token
     visits. kv_bytes: that a token leaves in the cache. operations, head_operations: of the products, a token;
-    attention_operations: of one token with one cached token, over all layers."""
+    attention_operations: of one token with one cached token, over all layers. most_attended: the most cached tokens that one
+    attends to, 0 for all."""
 
     weight_bytes: float
     expert_bytes: float
@@ -28,6 +29,11 @@ class Traffic:
     operations: float
     head_operations: float
     attention_operations: float
+    most_attended: int = 0
+
+    def attended(self, context: float) -> float:
+        """How many cached tokens a token behind `context` others attends to."""
+        return min(context, self.most_attended) if self.most_attended else context
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -35,14 +41,14 @@ class Traffic:
     def prefill(self, work: Work) -> tuple[float, float]:
         """(bytes, operations) of reading every row's prompt, one row after another."""
         visited = self.expert_bytes * (1 - (1 - self.expert_share) ** work.input_len)
-        attended = work.input_len * (work.input_len + 1) / 2
+        attended = work.input_len * self.attended((work.input_len + 1) / 2)
         moved = self.weight_bytes + visited + self.kv_bytes * work.input_len
         done = self.operations * work.input_len + self.head_operations + self.attention_operations * attended
         return work.batch_size * moved, work.batch_size * done
 
     def decode(self, work: Work) -> tuple[float, float]:
         """(bytes, operations) of a step in the middle of the answer, all rows together."""
-        context = work.input_len + work.output_len / 2
+        context = self.attended(work.input_len + work.output_len / 2)
         visited = self.expert_bytes * (1 - (1 - self.expert_share) ** work.batch_size)
         moved = self.weight_bytes + visited + work.batch_size * self.kv_bytes * context
         done = self.operations + self.head_operations + self.attention_operations * context
@@ -88,7 +94,7 @@ def traffic_of(model: Model) -> Traffic:
             done += 2 * elements * share
         elif name.endswith("embed_tokens.weight"):
             # A step looks up one row a token; where the head is tied to it, it is read whole, by the head.
-            dense += held if dims["tied"] else held / spec.shape[0]
+            dense += held if dims["tied"] else held / int(spec.shape[0])
             head += 2 * elements if dims["tied"] else 0
         else:
             dense += held
@@ -96,4 +102,4 @@ def traffic_of(model: Model) -> Traffic:
                 head, done = (head + 2 * elements, done) if name.startswith("lm_head") else (head, done + 2 * elements)
     cached = dims.get("cached") or 2 * dims["layers"] * dims["kv_heads"] * dims["head_dim"]
     return Traffic(dense, routed, share, cached * _ITEM[model.artifact.manifest["dtype"]], done, head,
-                   4.0 * dims["layers"] * dims["heads"] * dims["head_dim"])
+                   4.0 * dims["layers"] * dims["heads"] * dims["head_dim"], dims.get("index_topk", 0))

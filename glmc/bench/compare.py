@@ -106,8 +106,8 @@ def _figure(metric: str, one: dict[str, Any], two: dict[str, Any], level: float,
     if min(len(before), len(after)) < ROUNDS:
         return Figure(one["contender"], one["test"], metric, *medians, None, None, None, FEW, judged)
     found = ratio(after, before, level)
-    return Figure(one["contender"], one["test"], metric, *medians, *(round(v, 5) for v in (found.ratio, found.low, found.high)),
-                  SLOWER if found.low > 1 else FASTER if found.high < 1 else NOISE, judged)
+    return Figure(one["contender"], one["test"], metric, *medians, round(found.ratio, 5), round(found.low, 5),
+                  round(found.high, 5), SLOWER if found.low > 1 else FASTER if found.high < 1 else NOISE, judged)
 
 
 def notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from glmc.bench import energy
@@ -16,7 +17,7 @@ from glmc.bench.turns import order, rounds
 from glmc.bench.work import Work
 from glmc.errors import GlmcError
 
-PROBE = Contender("probe", "probe")
+PROBE = "probe"
 Open = Callable[[Contender, int], Any]
 Tell = Callable[[str], None]
 
@@ -45,7 +46,7 @@ class Measured:
 
 
 def measure(contenders: Sequence[Contender], asked: Sequence[Work], num_iters: int, num_iters_warmup: int, threads: int,
-            device: str | None = None, cold_starts: int = 3, profiled: bool = True, opening: Open = Process,
+            device: str = "cpu", cold_starts: int = 3, profiled: bool = True, opening: Open = Process,
             tell: Tell = lambda _: None) -> Measured:
     """Open all, measure `num_iters` rounds of every kind of work, then cold starts, then the first contender's profile.
 
@@ -54,12 +55,12 @@ def measure(contenders: Sequence[Contender], asked: Sequence[Work], num_iters: i
     """
     made = Measured(num_iters, num_iters_warmup, threads, load_before=load_average())
     began = time.perf_counter()
-    probe = Contender("probe", "probe", {"threads": threads, "device": device})
+    probe = Contender(PROBE, PROBE, {"threads": threads, "device": device})
     running: dict[str, Any] = {}
     try:
         for one in (*contenders, probe):
             tell(f"open {one.name}")
-            _guarded(made, contenders, one.name, running, lambda one=one: opening(one, threads))
+            _guarded(made, contenders, one.name, running, partial(opening, one, threads))
         names = [one.name for one in contenders if one.name in running]
         made.ready = {name: running[name].ready for name in names}
         made.samples = {name: {work: [] for work in asked} for name in names}
@@ -67,17 +68,26 @@ def measure(contenders: Sequence[Contender], asked: Sequence[Work], num_iters: i
         if profiled:
             tell("profile")
             made.profile = running[contenders[0].name].profile(asked[0])
-        made.memory = {name: running[name].memory for name in names if name in running}
+        _seen(made, running)
         _close(running)
         _cold_starts(made, [one for one in contenders if one.name in names], asked, cold_starts, opening, tell)
     except KeyboardInterrupt:
+        if not made.ready:
+            raise
         done = max((len(kept) for by in made.samples.values() for kept in by.values()), default=0)
-        made.interrupted = made.interrupted or f"interrupted after {done} of {num_iters} rounds"
-        made.memory = made.memory or {name: one.memory for name, one in running.items() if name != probe.name}
+        made.interrupted = f"interrupted after {done} of {num_iters} rounds"
+        _seen(made, running)
     finally:
         _close(running)
     made.load_after, made.seconds = load_average(), time.perf_counter() - began
     return made
+
+
+def _seen(made: Measured, running: dict[str, Any]) -> None:
+    """Note what those who are still running say of themselves now."""
+    for name in made.ready:
+        if name in running:
+            made.memory[name], made.ready[name] = running[name].memory, running[name].ready
 
 
 def _close(running: dict[str, Any]) -> None:
@@ -91,7 +101,7 @@ def _guarded(made: Measured, contenders: Sequence[Contender], name: str, running
     try:
         given = call()
     except GlmcError as fault:
-        if name in (contenders[0].name, PROBE.name):
+        if name in (contenders[0].name, PROBE):
             raise
         made.failed[name] = fault
         if name in running:
@@ -113,14 +123,14 @@ def _rounds(made: Measured, contenders: Sequence[Contender], running: dict[str, 
                 if name not in running:
                     continue
                 first = energy.read(found)
-                sample = _guarded(made, contenders, name, running, lambda name=name, work=work: running[name].ask(work))
+                sample = _guarded(made, contenders, name, running, partial(running[name].ask, work))
                 if sample is None or number < 0:
                     continue
                 made.samples[name][work].append(sample)
                 if made.joules is not None:
                     made.joules[name] += energy.joules(found, first, energy.read(found))
         if number >= 0:
-            made.probes.append(running[PROBE.name].probe())
+            made.probes.append(running[PROBE].probe())
             made.foreign.append(foreign_share(before, look([one.pid for one in running.values()])))
             tell(f"round {number + 1} of {made.num_iters}")
 

@@ -21,6 +21,10 @@ def noise(report: dict[str, Any]) -> dict[str, Any]:
     elif middle > QUIET:
         said.append(f"others had {middle:.0%} of the cores in the middle round and {load['foreign_cpu_share_max']:.0%} at "
                     "most: these are figures of a busy machine")
+    for one in report["contenders"]:
+        counted, asked = (one["facts"] or {}).get("prompt_tokens"), {each["input_len"] for each in report["work"]["requests"]}
+        if counted is not None and counted not in asked:
+            said.append(f"{one['name']} counted {counted} tokens in its last prompt, which were to be {max(asked)}")
     for name, values in (("read bandwidth", [p["read_gb_per_second"] for p in report["probes"]]),
                          ("matrix rate", [max(p["matrix_gflops"].values()) for p in report["probes"]])):
         if values and max(values) - min(values) > STEADY * max(values):

@@ -33,12 +33,17 @@ def contenders(out: Path, against: Sequence[str], checkpoint: Path | None, threa
     Raises UsageError, MissingPeer with how to get one, and what opening an artefact raises.
     """
     found = [Contender("glmc", "artifact", {"path": str(out), "threads": threads, "device": device})]
-    for word in against:
-        found.append(_contender(word, out, checkpoint, threads, device))
+    found += [_contender(word, out, checkpoint, threads, device) for word in against]
     names = [one.name for one in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError("a contender is named twice", field="--against", found=", ".join(twice))
     return found
+
+
+def home(target: str, device: str | None) -> str:
+    """torch's device for those who run beside an artefact for `target`; what only checks on the CPU runs there."""
+    kind = {"cuda": "cuda", "rocm": "cuda", "npu": "npu"}.get(target.partition(":")[0], "cpu")
+    return device if device and device.partition(":")[0] in ("cuda", "npu", "cpu") else "cpu" if device else kind
 
 
 def _contender(word: str, out: Path, checkpoint: Path | None, threads: int, device: str | None) -> Contender:
@@ -49,13 +54,14 @@ def _contender(word: str, out: Path, checkpoint: Path | None, threads: int, devi
             raise MissingPeer("transformers is not installed", field="--against", found=word,
                               hint="pip install transformers")
         manifest = Artifact.open(out).manifest
-        return Contender(word, word, {"checkpoint": str(_same(word, manifest["source"], checkpoint)), "threads": threads,
-                                      "device": device, "dtype": manifest["dtype"], "bounds": manifest["bounds"]})
+        return Contender(word, word, {
+            "checkpoint": str(_same(word, manifest["source"], checkpoint)), "threads": threads,
+            "device": home(manifest["target"], device), "dtype": manifest["dtype"], "bounds": manifest["bounds"]})
     if word.startswith(("http://", "https://")):
-        url, _, model = word.partition("#")
+        url, _, served = word.partition("#")
         if re.fullmatch(r"https?://[^/\s@]+(/\S*)?", url) is None:
             raise UsageError("this is no address of an endpoint", field="--against", found=word, expected=KINDS[4])
-        return Contender(word, "endpoint", {"url": url.rstrip("/"), "model": model or None})
+        return Contender(word, "endpoint", {"url": url.rstrip("/"), "model": served or None})
     if word.partition(":")[0] == "llama-bench":
         model = Path(word.partition(":")[2])
         program = shutil.which("llama-bench")

@@ -29,13 +29,14 @@ def roofline(report: dict[str, Any]) -> str:
     """GFLOP/s over operations a byte: what the probes allow as the roof, each prefill and decode step below it."""
     probe, style = report["probe"], _style(report)
     peak, bandwidth = max(probe["matrix_gflops"].values()), probe["read_gb_per_second"]
-    own = {one["name"]: (one["facts"] or {}).get("traffic") for one in report["contenders"]}
-    first = Traffic(**own[report["contenders"][0]["name"]])
+    own = {one["name"]: Traffic(**one["facts"]["traffic"]) for one in report["contenders"]
+           if one["facts"] and one["facts"].get("traffic")}
+    first = own[report["contenders"][0]["name"]]
 
     def paint(axes: Axes) -> None:
         seen, told = [peak / bandwidth], set()
         for one in report["results"]:
-            traffic = Traffic(**own[one["contender"]]) if own[one["contender"]] else first
+            traffic = own.get(one["contender"], first)
             for part, metric, filled in (("prefill", "ttft", False), ("decode", "tpot", True)):
                 if (found := one["metrics"][metric]) is None:
                     continue
@@ -80,6 +81,8 @@ def distributions(report: dict[str, Any], test: str) -> str:
 
 def rates(report: dict[str, Any]) -> str:
     """Tokens a second over the context: prefill on the left, decoding on the right, a line a contender and batch."""
+    from matplotlib.ticker import MaxNLocator
+
     style = _style(report)
 
     def paint(left: Axes, right: Axes) -> None:
@@ -98,7 +101,7 @@ def rates(report: dict[str, Any]) -> str:
                                   linestyle=("-", "--", ":", "-.")[number % 4])
         for axes, name in ((left, "prefill"), (right, "decoding")):
             axes.set(xlabel="tokens of the prompt", ylabel=f"{name}, tokens/s", ylim=(0, None))
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_below(left)
 
     return drawn(paint, columns=2, height=3.8)

@@ -52,7 +52,7 @@ class Process:
     def ask(self, work: Work) -> Sample:
         """Have a request answered, and note the memory that it took."""
         told = self._asked({"prompts": work.prompts(self.ready["vocabulary"] or 1 << 30), "output_len": work.output_len})
-        self.memory = told["memory"]
+        self.memory, self.ready["facts"] = told["memory"], told["facts"]
         return Sample.from_json(told["rows"])
 
     def probe(self) -> dict[str, Any]:

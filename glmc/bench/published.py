@@ -15,7 +15,7 @@ from glmc.bench.sample import Sample, watch
 class Published:
     """The published class with the checkpoint's weights, attention `sdpa`. Ids in, ids out."""
 
-    def __init__(self, checkpoint: str, threads: int, device: str | None, dtype: str, compiled: bool) -> None:
+    def __init__(self, checkpoint: str, threads: int, device: str, dtype: str, compiled: bool) -> None:
         began = time.perf_counter()
         import torch
         import transformers
@@ -23,7 +23,7 @@ class Published:
         imported = time.perf_counter()
         torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
-        self.compiles, self.device, self._torch, self._kit = compiled, device or "cpu", torch, transformers
+        self.compiles, self.device, self._torch, self._kit = compiled, device, torch, transformers
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         kind = getattr(transformers, config.architectures[0])
         loaded = kind.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa")

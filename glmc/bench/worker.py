@@ -17,6 +17,7 @@ import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from glmc.bench.sample import watching_seconds  # noqa: E402
@@ -49,8 +50,13 @@ def opened(kind: str, told: dict[str, Any]) -> Any:
 
 def peak_memory(device: str | None) -> dict[str, int | None]:
     """The most bytes that this process has held so far: of main memory, and on its device."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    held = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "device_bytes": None}
+    status = Path("/proc/self/status")
+    if status.is_file():  # which counts from the program's start, and not from its parent's size
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        host = int(fields["VmHWM"].split()[0]) * 1024
+    else:
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    held: dict[str, int | None] = {"host_bytes": host, "device_bytes": None}
     if device is not None and device.partition(":")[0] == "cuda":
         import torch
 
@@ -66,7 +72,7 @@ def answer(contender: Any, asked: dict[str, Any]) -> dict[str, Any]:
         return {"profile": contender.profile(Work(**asked["profile"]))}
     gc.collect()
     sample = contender.request(asked["prompts"], asked["output_len"])
-    return {"rows": sample.to_json(), "memory": peak_memory(contender.device)}
+    return {"rows": sample.to_json(), "memory": peak_memory(contender.device), "facts": contender.facts}
 
 
 def main() -> None:

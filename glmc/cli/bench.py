@@ -41,7 +41,7 @@ def bench(out: arguments.Out, against: Against = None, checkpoint: Checkpoint = 
     from glmc.bench.machine import cores
     from glmc.bench.markdown import markdown
     from glmc.bench.measure import measure
-    from glmc.bench.peer import contenders
+    from glmc.bench.peer import contenders, home
     from glmc.bench.report import report
     from glmc.bench.work import works
 
@@ -56,11 +56,13 @@ def bench(out: arguments.Out, against: Against = None, checkpoint: Checkpoint = 
     threads = threads or len(cores())
     if output is not None and (there := [name for name in NAMES if (output / name).exists()]):
         raise OutputExists("a report is there already", file=output / there[0])
-    opened.verify()
+    if opened.manifest["dims"].get("pictures") is not None:
+        raise UsageError("this artefact makes pictures; what is measured is text", file=out, hint="see bench/denoising.py")
     asked = works(_numbers("input-len", input_len), _numbers("output-len", output_len), _numbers("batch-size", batch_size),
                   opened.manifest["bounds"])
     everyone = contenders(out, [word for word in (against or "").split(",") if word], checkpoint, threads, device)
-    measured = measure(everyone, asked, num_iters, num_iters_warmup, threads, device, cold_starts, tell=show.talk)
+    place = home(opened.manifest["target"], device)
+    measured = measure(everyone, asked, num_iters, num_iters_warmup, threads, place, cold_starts, tell=show.talk)
     made = report(opened, asked, measured, shlex.join(["glmc", *sys.argv[1:]]), everyone)
     text = markdown(made)
     if output is not None:

@@ -30,7 +30,7 @@ def compare(first: First, second: Second, json: arguments.Json = False) -> None:
             raise typer.Exit(fault.exit)
         return
     screen = show.console()
-    screen.print(show.rows(f"{second.name} over {first.name}: latencies, intervals sure to {found.level:.2%}",
+    screen.print(show.rows(f"{second} over {first}: latencies, intervals sure to {found.level:.2%}",
                            ("contender", "test", "", "A ms", "B ms", "B / A", "interval", "verdict of B"),
                            [(one.contender, one.test, one.metric, one.first, one.second, one.ratio,
                              "" if one.low is None else f"{one.low:.4f} to {one.high:.4f}",

@@ -104,6 +104,8 @@ def _knob(name: str) -> str:
         value = knobs.get(name)
     except UsageError as fault:
         return f"error: {fault.what}, found {fault.found}"
+    if knobs.KNOBS[name].secret:
+        return "set" if value else ""
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -20,7 +20,7 @@ COLOURS = tuple(f"#0a000{number}" for number in range(len(SERIES)))
 _NAMED = {INK: "--ink", LINE: "--line", FAINT: "--faint", **dict(zip(COLOURS, SERIES, strict=True))}
 MARKS = "osD^vP"
 """Contenders differ by mark too, for those who do not see their colours."""
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "glmc", "font.family": "sans-serif", "font.size": 11.0, "text.color": INK,
     "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
     "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": LINE,

@@ -82,7 +82,7 @@ def test_a_damaged_artefact_is_not_measured(artifact, tmp_path):
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    done = CliRunner().invoke(app, ["bench", str(tmp_path / "bad.glmc"), "--json"])
+    done = CliRunner().invoke(app, ["bench", str(tmp_path / "bad.glmc"), *QUICK, "--json"])
     assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (4, "damaged-artifact")
 
 

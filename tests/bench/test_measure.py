@@ -6,6 +6,7 @@ import benching
 import pytest
 
 from glmc.bench import energy
+from glmc.bench.bound import Traffic
 from glmc.bench.markdown import demand, markdown
 from glmc.bench.other_load import Look, foreign_share, look, told
 from glmc.bench.report import report
@@ -85,6 +86,14 @@ def test_what_was_measured_before_an_interruption_is_kept_and_marked():
     assert "partial: interrupted after 5 of 10 rounds" in markdown(made)
 
 
+def test_an_interruption_before_the_first_request_leaves_nothing_to_report():
+    def opening(contender, threads):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        benching.ran(TWO, opening=opening)
+
+
 def failing(at, name="eager"):
     class Failing(benching.Planted):
         def ask(self, work):
@@ -158,6 +167,20 @@ def test_under_load_the_report_says_so():
     assert made["noise"]["quiet"] is False
     assert "others had 40% of the cores" in markdown(made)
     assert "read bandwidth lay between 5 and 20" in markdown(made)
+
+
+def test_a_prompt_that_the_server_counts_otherwise_is_told():
+    found, contenders, _ = benching.ran(TWO)
+    found.ready["eager"]["facts"]["prompt_tokens"] = 133
+    made = report(benching.artifact(), (benching.WORK,), found, "glmc bench x", contenders)
+    assert "eager counted 133 tokens in its last prompt, which were to be 128" in made["noise"]["said"]
+
+
+def test_the_bound_of_sparse_attention_is_of_what_is_attended():
+    dense, sparse = (Traffic(**benching.TRAFFIC, most_attended=most) for most in (0, 50))
+    assert sparse.decode(Work(20, 2)) == dense.decode(Work(20, 2))
+    assert sparse.decode(Work(400, 2)) == dense.decode(Work(49, 2))
+    assert sparse.prefill(Work(400, 2))[1] < dense.prefill(Work(400, 2))[1]
 
 
 def test_energy_is_read_where_it_is_counted(tmp_path):

@@ -12,10 +12,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from glmc.bench import peer
 from glmc.bench.endpoint import Endpoint
 from glmc.bench.llama_bench import LlamaBench
+from glmc.cli.main import app
 from glmc.errors import MissingPeer, PeerFailed, UsageError
 
 SECONDS = 0.02
@@ -172,10 +174,18 @@ def test_contenders_are_named(tmp_path, llama):
 ])
 def test_who_cannot_be_measured_is_refused_by_name(tmp_path, llama, monkeypatch, word, said):
     (tmp_path / "manifest.json").write_text("{}")
-    opened = SimpleNamespace(manifest={"source": "a", "dtype": "bfloat16", "bounds": {}})
+    opened = SimpleNamespace(manifest={"source": "a", "dtype": "bfloat16", "bounds": {}, "target": "cpu"})
     monkeypatch.setattr(peer.Artifact, "open", lambda path: opened)
     with pytest.raises(UsageError, match=said):
         peer.contenders(tmp_path, [word], None, 2, None)
+
+
+@pytest.mark.parametrize(("target", "device", "place"), [
+    ("cpu", None, "cpu"), ("cuda:sm_90", None, "cuda"), ("cuda:sm_90", "cuda:1", "cuda:1"), ("rocm:gfx942", None, "cuda"),
+    ("npu:ascend910b", None, "npu"), ("cuda:sm_90", "triton-interpreted", "cpu"), ("npu:ascend910b", "npu-emulated", "cpu"),
+])
+def test_peers_run_where_the_artefact_does(target, device, place):
+    assert peer.home(target, device) == place
 
 
 def test_a_missing_peer_says_how_to_get_it(tmp_path, monkeypatch):
@@ -184,3 +194,10 @@ def test_a_missing_peer_says_how_to_get_it(tmp_path, monkeypatch):
         peer.contenders(tmp_path, ["llama-bench:x.gguf"], None, 2, None)
     with pytest.raises(MissingPeer, match=r"g\+\+"):
         peer.contenders(tmp_path, ["inductor"], None, 2, None)
+
+
+def test_an_endpoints_key_is_shown_nowhere(monkeypatch):
+    monkeypatch.setenv("GLMC_API_KEY", "hush")
+    done = CliRunner().invoke(app, ["doctor", "--json"])
+    assert json.loads(done.stdout)["knobs"]["GLMC_API_KEY"] == "set"
+    assert "hush" not in done.stdout + CliRunner().invoke(app, ["doctor"]).stdout
