@@ -64,7 +64,7 @@ class Before:
 
     def _sites(self, steps: dict[fx.Node, str], plain: dict[fx.Node, str]) -> list[dict[str, Any]]:
         """Every site in a piece, the taken ones with the line that stands for them."""
-        fused = {id(node.meta["site"]): line for node, line in steps.items() if "site" in node.meta}
+        fused = {node.meta["site"]: line for node, line in steps.items() if "site" in node.meta}
         found = []
         for decision in self.decisions:
             site = decision.site
