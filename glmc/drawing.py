@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import fx
 
 from glmc import kernels
 from glmc.graph import dtype_name, shape_text
@@ -51,30 +52,31 @@ class Before:
                 continue
             before, plain_names = self.pieces[key]
             known = {node.name: line for node, line in plain_names.items()}
-            plain.setdefault(before, {"text": self.program.regions[before].text(), "shapes": self._shapes(plain_names)})
+            mine, old = _inside(program.regions[name], names), _inside(self.program.regions[before], plain_names)
+            plain.setdefault(before, {"text": self.program.regions[before].text(), "shapes": self._shapes(old)})
             found, others = _kernels(program.regions[name], target, program.engine or target.engine)
             regions[name] = {
-                "plain": before, "shapes": self._shapes(names), "kernels": found, "others": others,
+                "plain": before, "shapes": self._shapes(mine), "kernels": found, "others": others,
                 "same": {line: known[node.name] for node, line in names.items()
                          if "site" not in node.meta and node.op == "call_function" and node.name in known},
-                "sites": self._sites(names, plain_names)}
+                "sites": self._sites(mine, old)}
         return {"regions": regions, "plain": plain}
 
-    def _sites(self, names: Names, plain_names: Names) -> list[dict[str, Any]]:
+    def _sites(self, steps: dict[fx.Node, str], plain: dict[fx.Node, str]) -> list[dict[str, Any]]:
         """Every site in a piece, the taken ones with the line that stands for them."""
-        fused = {id(node.meta["site"]): line for node, line in names.items() if "site" in node.meta}
+        fused = {node.meta["site"]: line for node, line in steps.items() if "site" in node.meta}
         found = []
         for decision in self.decisions:
             site = decision.site
-            lines = [line for node, line in plain_names.items() if node in site.nodes]
+            lines = [line for node, line in plain.items() if node in site.nodes]
             if lines:
                 found.append({"fusion": site.fusion, "place": _LAYER.sub(r"\1.*", site.place), "gain_us": decision.gain_us,
                               "line": fused.get(id(site)), "lines": lines, "reason": _folded(decision.reason)})
         return found
 
-    def _shapes(self, names: Names) -> dict[str, str]:
+    def _shapes(self, steps: dict[fx.Node, str]) -> dict[str, str]:
         """Line -> dtype and sizes of what it makes; lines that make whole numbers are left out."""
-        made = {line: self._shape(node.meta.get("val")) for node, line in names.items() if node.op == "call_function"}
+        made = {line: self._shape(node.meta.get("val")) for node, line in steps.items()}
         return {line: shape for line, shape in made.items() if shape}
 
     def _shape(self, value: Any) -> str:
@@ -94,6 +96,12 @@ def drawing(befores: Iterable[tuple[Before, Program, Lines]], target: Target) ->
         made["plain"] |= beside["plain"]
         made["sites"] += sites(before.decisions)
     return made
+
+
+def _inside(region: Region, names: Names) -> dict[fx.Node, str]:
+    """The steps of a piece and their lines, without what it reads from outside."""
+    lines = region.ops().keys()
+    return {node: line for node, line in names.items() if line in lines}
 
 
 def sites(decisions: Iterable[Decision]) -> list[dict[str, Any]]:

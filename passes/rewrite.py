@@ -12,7 +12,7 @@ from glmc.passes.match import Site
 
 
 def rewrite(graph: fx.Graph, sites: list[Site]) -> int:
-    """Rewrite `graph` in place; returns the number of steps that disappeared. A fused step's `meta` has its `site`."""
+    """Rewrite `graph` in place; returns the number of steps that disappeared. Of a fused step `meta` has the `site`, its id."""
     before = len(graph.nodes)
     now: dict[fx.Node, fx.Node] = {}  # what stands for the outputs of sites rewritten so far, which may be inputs of others
     for site in sites:
@@ -33,7 +33,7 @@ def rewrite(graph: fx.Graph, sites: list[Site]) -> int:
             new.meta = dict(old.meta)
             now[old] = new
             old.replace_all_uses_with(new)
-        fused.meta["site"] = site
+        fused.meta["site"] = id(site)
         for node in sorted(site.nodes, reverse=True):
             graph.erase_node(node)
     graph.lint()

@@ -50,8 +50,8 @@ def region_parts(sheet: Sheet) -> list[Markup]:
                   if (frame := Frame(f"s{number}", site["fusion"], frozenset(site["lines"]) & there)).steps]
         plain_keys = {**{told["same"][line]: key for line, key in same.items()},
                       **{line: f"s{number}" for number, site in taken.items() for line in site["lines"]}}
-        panes.append(_pane(sheet, "before", drawn(before, f"{sheet.region.name} before the passes", plain_keys, {}, frames),
-                           _steps(before)))
+        svg = drawn(before, f"{sheet.region.name} before the passes", plain_keys, {}, frames)
+        panes.append(_pane(sheet, "before", svg, _steps(before)))
         texts.append(folded("text before the passes", _lines(region, "before")))
     panes.append(_pane(sheet, "after", drawn(after, f"{sheet.region.name} after the passes", keys,
                                              told.get("kernels", {})), _steps(after)))
