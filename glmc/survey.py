@@ -68,8 +68,11 @@ class Survey:
 
 
 def dtype_of(config: dict[str, Any], asked: str, target: Target | None = None) -> str:
-    """The dtype name to compile for: what is asked, or what the configuration says ("auto"), or the target runs well."""
-    if asked == "auto" and target is not None and target.dtype is not None:
+    """The dtype name to compile for: what is asked, or what the configuration says ("auto"), or the one that the target has."""
+    if target is not None and target.dtype is not None and asked in ("auto", *DTYPES):
+        if asked not in ("auto", target.dtype):
+            raise UsageError("the target computes in one dtype", field="dtype", expected=f"auto, {target.dtype}",
+                             found=f"{asked} for {target.name}")
         return target.dtype
     said = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
     if said == "float16":

@@ -16,7 +16,7 @@ class Target:
     """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there,
     or `missing` says why none does. gpu: a GPU as Triton names it, its kernels are built ahead.
     needs: packages of others that it is compiled with, as they are imported; extra: what of glmc brings them.
-    dtype: what `auto` is there, None for the checkpoint's own.
+    dtype: the one that it computes in, None for any.
     flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess."""
 
     name: str

@@ -96,6 +96,8 @@ def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str
         return f"not installed: {', '.join(lacking)}"
     if target.gpu is not None and packages["triton"] is None:
         return "not installed: triton"
+    if wanting := target.lacking():
+        return f"not installed: {', '.join(wanting)}; pip install 'glmc[{target.extra}]'"
     return {"aoti": compiler["fault"], "native": library["fault"]}.get(target.engine)
 
 
