@@ -71,7 +71,7 @@ class Survey:
 def dtype_of(config: dict[str, Any], asked: str, target: Target) -> str:
     """The dtype name to compile for: what is asked, or what the configuration says ("auto"), or where the target does not
     compute in that, what it does."""
-    said = target.auto or config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
+    said = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
     if said == "float16":
         raise ConfigError("float16 weights are compiled as float32 or bfloat16, not as they are", file="config.json",
                           field="torch_dtype", expected="--dtype float32 or --dtype bfloat16", found=said)
@@ -159,7 +159,7 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
                      for before, (part, _) in zip(befores, traces, strict=True)), target)
     lap("rewrite")
     if dtype == "auto" and (published_in := dtype_of(config, dtype, beside)) != name:
-        engines = [*engines, f"weights are made {name}: the target {target.name} does not compute in {published_in}, or badly"]
+        engines = [*engines, f"weights are made {name}: the target {target.name} does not compute in {published_in}"]
     said = [*axis_map.notes(dims.layout), *fields.notes(dims), *ledger.surplus(), *timed, *engines]
     return Survey(config, family, dims, name, target, module, ledger, decisions, programs, weights_of(programs.values()),
                   joined, captured, drawn, notes=said, seconds=seconds)

@@ -16,8 +16,7 @@ class Target:
     """machine: the file of kernels it reads. bandwidth in bytes/s, launch in microseconds a step; `engine` runs regions there.
     gpu: a GPU as Triton names it, its kernels are built ahead.
     flops: dense bfloat16 operations a second, as its makers say; of a CPU a guess. packages: what compiling for it imports,
-    which `pip install glmc[EXTRA]` brings. dtypes: what it computes in; the first is taken for a checkpoint in another.
-    auto: the dtype for any checkpoint, where it computes well in that alone."""
+    which `pip install glmc[EXTRA]` brings. dtypes: what it computes in; the first is taken for a checkpoint in another."""
 
     name: str
     machine: str
@@ -29,7 +28,6 @@ class Target:
     packages: tuple[str, ...] = ()
     extra: str = ""
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
-    auto: str | None = None
 
     def lacking(self, *names: str) -> list[str]:
         """The packages that compiling for it imports, or these of them, that are not installed."""
@@ -58,7 +56,7 @@ TARGETS = {t.name: t for t in (
     Target("mlir", "mlir", "mlir", 40e9, 2.0, packages=("torch_mlir",), extra="mlir"),
     Target("mlir:stablehlo", "mlir", "mlir", 40e9, 2.0, packages=("torch_mlir",), extra="mlir"),
     Target("mlir:llvm-cpu", "mlir", "iree", 40e9, 2.0, packages=("torch_mlir", "iree.compiler", "iree.runtime"), extra="mlir",
-           auto="float32"),
+           dtypes=("float32",)),
     Target("onnx", "onnx", "onnx", 40e9, 2.0, packages=("onnx", "onnxscript", "onnxruntime"), extra="onnx",
            dtypes=("float32",)),
 )}

