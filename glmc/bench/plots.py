@@ -13,7 +13,7 @@ from glmc.html.plot import COLOURS, FAINT, INK, MARKS, drawn, legend_below
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_REGIONS, _KERNELS = 14, 5
+_REGIONS, _KERNELS, _DECADES = 14, 5, 200
 
 
 def _style(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -59,6 +59,8 @@ def roofline(report: dict[str, Any]) -> str:
 
 def distributions(report: dict[str, Any], test: str) -> str:
     """How many of the samples lie below: TTFT on the left, ITL on the right (TPOT of who does not stream)."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     style = _style(report)
 
     def paint(left: Axes, right: Axes) -> None:
@@ -73,6 +75,10 @@ def distributions(report: dict[str, Any], test: str) -> str:
                               markevery=max(1, len(values) // 8), markersize=5)
         for axes, name in ((left, "time to first token, ms"), (right, "inter-token latency, ms")):
             axes.set(xscale="log", xlabel=name, ylim=(0, 1.02))
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > _DECADES * low else (1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         left.set_ylabel("share of the samples")
         legend_below(left)
 
