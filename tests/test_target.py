@@ -8,8 +8,7 @@ from glmc.errors import UnknownName, UnsupportedTarget
 from glmc.target import TARGETS, compilable, named
 
 
-@pytest.mark.parametrize(("name", "full"), [*((n, n) for n in TARGETS), ("npu", "npu:ascend910b"), ("rocm", "rocm:gfx942"),
-                                            ("mlir", "mlir:llvm-cpu")])
+@pytest.mark.parametrize(("name", "full"), [*((n, n) for n in TARGETS), ("npu", "npu:ascend910b"), ("rocm", "rocm:gfx942")])
 def test_a_name_or_the_only_one_of_a_kind(name, full):
     assert named(name).name == full
 
@@ -24,6 +23,6 @@ def test_what_is_no_target_is_told_with_what_is(name, said):
 
 
 def test_a_target_that_is_only_planned_is_not_compiled():
-    assert {n for n, t in TARGETS.items() if t.missing} == {"mlir:llvm-cpu", "onnx"}
+    assert {n for n, t in TARGETS.items() if t.missing} == {"onnx"}
     with pytest.raises(UnsupportedTarget):
         compilable("onnx")
