@@ -10,8 +10,7 @@ from glmc.errors import UnknownName, UnsupportedTarget
 from glmc.target import TARGETS, compilable, named
 
 
-@pytest.mark.parametrize(("name", "full"), [*((n, n) for n in TARGETS), ("npu", "npu:ascend910b"), ("rocm", "rocm:gfx942"),
-                                            ("mlir", "mlir")])
+@pytest.mark.parametrize(("name", "full"), [*((n, n) for n in TARGETS), ("npu", "npu:ascend910b"), ("rocm", "rocm:gfx942")])
 def test_a_name_or_the_only_one_of_a_kind(name, full):
     assert named(name).name == full
 

@@ -116,10 +116,10 @@ def test_only_matrices_are_kept_as_the_checkpoint_has_them(program):
 
 def test_a_large_layer_is_proved_with_fewer_experts_and_says_so(program, monkeypatch):
     keeps = keeping.forms(program, None)
-    monkeypatch.setattr(proving, "_MOST", 40_000)
+    monkeypatch.setattr(proving, "MOST", 40_000)
     proofs = {p.region: p.note for p in proving.prove_native(program, keeps)}
     assert "with 6 experts of 8" in proofs.values()
-    monkeypatch.setattr(proving, "_MOST", 100)
+    monkeypatch.setattr(proving, "MOST", 100)
     assert all("not replayed" in p.note for p in proving.prove_native(program, keeps))
 
 
