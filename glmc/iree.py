@@ -74,7 +74,7 @@ _LOADED: weakref.WeakSet[Loaded] = weakref.WeakSet()
 
 @atexit.register
 def _close() -> None:
-    """IREE's bindings complain of every object that outlives them."""
+    """IREE's bindings complain of every object that outlives them, and a command that ends with a status holds its model."""
     for loaded in list(_LOADED):
         loaded.close()
     for made in (_device, _instance):
