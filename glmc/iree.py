@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import weakref
 from collections.abc import Sequence
 
@@ -75,25 +74,11 @@ _LOADED: weakref.WeakSet[Loaded] = weakref.WeakSet()
 
 @atexit.register
 def _close() -> None:
-    """IREE's bindings complain of every object that outlives them."""
+    """IREE's bindings complain of every object that outlives them, and a command that ends with a status holds its model."""
     for loaded in list(_LOADED):
         loaded.close()
     for made in (_device, _instance):
         made.cache_clear()
-
-
-class _Last:
-    """Ends stderr when the interpreter takes its modules apart, after which only IREE's bindings speak: hundreds of lines about
-    two objects that they keep themselves."""
-
-    def __init__(self) -> None:
-        self._turn, self._nowhere = os.dup2, os.open(os.devnull, os.O_WRONLY)
-
-    def __del__(self) -> None:
-        self._turn(self._nowhere, 2)
-
-
-_LAST = _Last()
 
 
 def _aligned(tensor: torch.Tensor, role: str) -> torch.Tensor:

@@ -126,8 +126,10 @@ _HOMES = {"linear_panels": ("linear", MACHINE), "products": ("attention", MACHIN
 
 def _builtin(kind: Any) -> str:
     """`!torch.vtensor<[1,?],f32>` -> `tensor<1x?xf32>`."""
-    sizes, dtype = _TENSOR.fullmatch(str(kind)).groups()
-    return f"tensor<{''.join(f'{size}x' for size in sizes.split(',') if size)}{dtype.removeprefix('s')}>"
+    found = _TENSOR.fullmatch(str(kind))
+    if found is None:
+        raise InternalError("a kernel's own form takes tensors", found=str(kind))
+    return f"tensor<{''.join(f'{size}x' for size in found[1].split(',') if size)}{found[2].removeprefix('s')}>"
 
 
 def _named(text: str, region: Region, forms: dict[str, str]) -> str:

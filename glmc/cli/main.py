@@ -105,9 +105,15 @@ def verbs(ctx: typer.Context, version: Version = False) -> None:
                          hint="see `glmc --help`")
 
 
+def _leave() -> None:
+    """Give back what is left at once: looking for garbage takes seconds. IREE's bindings want it looked for."""
+    if "iree.runtime" not in sys.modules:
+        gc.freeze()
+
+
 def main() -> None:
     """The console script. Text that the terminal's encoding lacks is escaped rather than fatal."""
-    atexit.register(gc.freeze)  # what is left is given back at once: looking for garbage in a large graph takes seconds
+    atexit.register(_leave)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
