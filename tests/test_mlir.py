@@ -24,7 +24,7 @@ from glmc.passes import iree, mlir
 from glmc.passes.lower import Bounds
 from glmc.passes.prove_iree import prove_iree
 from glmc.program import Region
-from glmc.runtime.session import read_programs
+from glmc.runtime.opened import read_programs
 
 RUNS = "mlir:llvm-cpu"
 LAYER = Region.parse('''def layer_0(

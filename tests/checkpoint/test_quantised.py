@@ -37,7 +37,7 @@ def known(target, dtype):
 def surveyed_once(monkeypatch):
     def again(source, target, dtype, *_):
         config = read_config(source)
-        found = known(target.name, survey.dtype_of(config, dtype))
+        found = known(target.name, survey.dtype_of(config, dtype, target))
         return dataclasses.replace(found, config=config, dims=families.load(config).read(config), notes=list(found.notes))
     monkeypatch.setattr(build, "survey", again)
 

@@ -55,7 +55,7 @@ def once(monkeypatch):
 
 def again(source, target, dtype, *_):
     config = read_config(source)
-    found = known(config["model_type"], target.name, survey.dtype_of(config, dtype))
+    found = known(config["model_type"], target.name, survey.dtype_of(config, dtype, target))
     return dataclasses.replace(found, config=config, dims=families.load(config).read(config), notes=list(found.notes))
 
 
