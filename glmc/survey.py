@@ -145,17 +145,17 @@ def survey(source: Any, target: Target, dtype: str = "auto", progress: Progress 
     programs: dict[str, Program] = {}
     joined: dict[str, tuple[str, ...]] = {}
     captured: dict[Target, list[Captured]] = {}
-    pieces: dict[str, Lines] = {part.name: {} for part, _ in traces}
+    spelled: dict[str, Lines] = {part.name: {} for part, _ in traces}
     for (part, traced), here, taken in zip(traces, searched, chosen, strict=True):
         captured.setdefault(target if part.name == MAIN else beside, []).extend(capture(taken))
         rewrite(traced.graph, taken)
         joined |= fold(traced, here.merged)
         trail.graph(f"rewritten {part.name}", traced.graph)
-        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode, pieces[part.name])
+        programs[part.name] = outline(traced, part.symbols(traced), part.names, part.name, part.mode, spelled[part.name])
     programs, engines = with_engines(programs) if target.engine == "native" else (programs, [])
     if beside != target:
         programs, engines = _beside(programs, target)
-    drawn = drawing(((before, programs[part.name], pieces[part.name])
+    drawn = drawing(((before, programs[part.name], spelled[part.name])
                      for before, (part, _) in zip(befores, traces, strict=True)), target)
     lap("rewrite")
     if dtype == "auto" and (published_in := dtype_of(config, dtype, beside)) != name:

@@ -113,8 +113,8 @@ def cost_of(region: Region, letters: Mapping[str, int]) -> Cost:
                          found=", ".join(sorted(letters)))
     made = {name: torch.empty(spec.at(letters), dtype=getattr(torch, spec.dtype), device="meta")
             for name, _, spec in region.inputs}
-    # An index by a mask is taken to find everything.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), config.patch(meta_nonzero_assume_all_nonzero=True):
+    sizes = config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # a mask finds everything
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sizes:
         outputs = Bound(region, "cpu", "meta")(*made.values())
     tensors = [*made.values(), *outputs]
     total = float(sum(_bytes(t) for t in tensors))

@@ -55,7 +55,8 @@ def tried(part: str, bounds: Bounds) -> list[dict[str, int]]:
 def launches(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds: Bounds) -> list[triton.Launch]:
     """Every distinct launch of the regions' kernels within the bounds, in the order of their names. A region is tried with
     each set of forms in which steps bring its weights."""
-    all_true = _config.patch(meta_nonzero_assume_all_nonzero=True)  # a mask's values are not there
+    # A mask's values are not there.
+    all_true = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
     with triton.noted() as notes, torch.device("meta"), all_true:
         for part, name, kept in dict.fromkeys(
                 (part, s.region, tuple(keeps.get(n.removeprefix("weight:")) for n in s.inputs))

@@ -120,7 +120,7 @@ def _receive(group: Collectives) -> dict[str, torch.Tensor]:
         made = {entry.name: torch.empty(entry.shape, dtype=getattr(torch, entry.dtype)) for entry in entries}
     except (RankError, RuntimeError) as fault:  # torch's own error is that there is no memory
         raise group.whose(fault.what if isinstance(fault, RankError) else str(fault), MAIN) from fault
-    total = checksum.Checksum(body[:at])
+    total = checksum.Checksum(bytes(body[:at]))
     _stream(group, made, lambda name, piece: None, lambda name, piece: total.add(piece))
     if _swap(group, encode(group.header("broadcast")), b"").digest != total.digest():
         raise group.whose("what was received does not agree with its digest", MAIN)
@@ -194,5 +194,5 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
         raise NumericError("a value to be sent to the other ranks is not finite", field=name)
 
 
-def _digest(body: bytes | memoryview) -> bytes:
+def _digest(body: bytes | bytearray | memoryview) -> bytes:
     return hashlib.blake2b(body, digest_size=checksum.SIZE).digest()

@@ -158,7 +158,7 @@ def encode_manifest(entries: list[Entry]) -> bytes:
     return b"".join(parts)
 
 
-def decode_manifest(data: bytes | memoryview) -> tuple[list[Entry], int]:
+def decode_manifest(data: bytes | bytearray | memoryview) -> tuple[list[Entry], int]:
     """(tensors, bytes read) of what begins `data`. Raises RankError, also for more than MAX_BYTES in all."""
     data, entries, total = bytes(data), [], 0
     try:

@@ -64,7 +64,7 @@ class Opened:
                 MAIN in own and not self.whole) else None
             staging = self.device.staging if share is None else None  # a share is cut on the host
             wanted = None if alone else {name for program in loads.values() for name in program.weights()}
-            cut = share and share.cutting(self.device.torch)
+            cut = share.cutting(self.device.torch) if share else None
             self.weights = artifact.load_weights(self.threads, staging and staging(), wanted, cut)
             self.calls = code and code.result()
         self.timings = {"open": opened - began, "weights_and_code": time.perf_counter() - opened}

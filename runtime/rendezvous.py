@@ -98,7 +98,7 @@ def gloo(meeting: Meeting, name: str, rank: int, size: int, deadline: float) -> 
     try:
         if not meeting.local:
             return dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=deadline))
-        options = dist.ProcessGroupGloo._Options()
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timedelta(seconds=deadline)
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
         return dist.ProcessGroupGloo(store, rank, size, options)

@@ -44,8 +44,7 @@ Step = list[tuple[Place, float]]
 def profile(model: Model, work: Work) -> dict[str, Any]:
     """A prompt of `work.input_len` tokens and decode steps behind it, of one row."""
     (ids,) = Work(work.input_len, 2).prompts(model.dims["vocabulary"])
-    taking: Callable[[Callable[[], Any]], tuple[Step, float]] = _native(model.runner) if isinstance(model.runner, Whole) \
-        else _by_region(model, model.runner)
+    taking = _taking(model)
     positions = torch.tensor([[len(ids)]])
     token = torch.tensor([[ids[-1]]])
     model.take_cache()
@@ -78,6 +77,23 @@ def told(name: str, tokens: int, context: int, taken: Sequence[tuple[Step, float
             "regions": grouped(("region",)), "kernels": grouped(("region", "kernel")), "ops": ops,
             "timeline": [[number[place.region, place.op, place.kernel], round(us, 3)]
                          for place, us in zip(places, means, strict=True)]}
+
+
+def _taking(model: Model) -> Callable[[Callable[[], Any]], tuple[Step, float]]:
+    if isinstance(model.runner, Whole):
+        return _native(model.runner)
+    if isinstance(model.runner, ByRegion):
+        return _by_region(model, model.runner)
+    engine = model.artifact.manifest["engine"]
+
+    def taking(run: Callable[[], Any]) -> tuple[Step, float]:
+        """Of an engine that runs the model as one, a step is one call."""
+        began = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - began
+        return [(Place("model", "model", engine), seconds)], seconds
+
+    return taking
 
 
 def _native(runner: Whole) -> Callable[[Callable[[], Any]], tuple[Step, float]]:

@@ -116,7 +116,7 @@ def _order(rows: list[list[_Item]]) -> None:
         for row in rows if down else rows[::-1]:
             wanted = {id(i): sum(n.place for n in near) / len(near) if (near := i.toward(down)) else float(i.place)
                       for i in row}
-            row.sort(key=lambda item, wanted=wanted: wanted[id(item)])
+            row.sort(key=lambda item: wanted[id(item)])
             for place, item in enumerate(row):
                 item.place = place
         crossings = _crossings(rows)

@@ -65,7 +65,7 @@ def pixels(settings: Sizing, images: Sequence[Any], sources: Sequence[Grid]) -> 
 
 def _pixels(sizing: Sizing, source: Any, grid: Grid) -> torch.Tensor:
     image = read_image(source)
-    if (found := Grid(*condition_grid(*image.shape[:2], sizing)[1:])) != grid:
+    if (found := Grid(*condition_grid(image.shape[0], image.shape[1], sizing)[1:])) != grid:
         raise MediaError("the image has changed since its header was read", file=said(source), expected=grid, found=found)
     return image_patches(resize_image(image, grid.h * sizing.patch, grid.w * sizing.patch), sizing)
 

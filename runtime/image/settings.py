@@ -55,10 +55,13 @@ class Settings:
 
 
 def _marks(config: Described, tokenizer: Mapping[str, Any], text: Text) -> Marks:
-    spelled = [_mark(tokenizer, name) for name in ("image_token", "grid_bos_token", "grid_eos_token", "bos_token")]
-    ids = [config.whole(f"image{name}_token_id", None, 0, 1 << 32) for name in ("", "_start", "_end")]
+    image, grid_begin, grid_end, begin = (
+        _mark(tokenizer, name) for name in ("image_token", "grid_bos_token", "grid_eos_token", "bos_token"))
+    image_id, begin_id, end_id = (
+        config.whole(f"image{name}_token_id", None, 0, 1 << 32) for name in ("", "_start", "_end"))
     book = config.inner("vq_config") or config
-    marks = Marks(*spelled, *ids, book.whole("num_embeddings", None, 1, 1 << 32))
+    codes = book.whole("num_embeddings", None, 1, 1 << 32)
+    marks = Marks(image, grid_begin, grid_end, begin, image_id, begin_id, end_id, codes)
     for mark, wanted, field in ((marks.image, marks.image_id, "image_token_id"), (marks.begin, marks.begin_id,
                                                                                    "image_start_token_id")):
         if text.ids(mark) != [wanted]:
