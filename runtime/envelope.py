@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmc.checkpoint.strict_json import parse_json
 from glmc.errors import RankError
@@ -37,12 +37,12 @@ PLACE = _PLACE.size
 TAG = _PLACE.size + _WHAT.size
 """Bytes that are equal on all ranks when all make the same call."""
 HEADER = TAG + _END.size
+_ZEROS = bytes(8)
 _CODES = {name: code for code, name in enumerate(DTYPES)}
 _NAMES = tuple(DTYPES)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """One call of one rank. number: how many stages it has entered; sequence: how many calls it has made, this one included.
 
     run: 16 bytes that all ranks of a run share. shape and dtype: of the tensor; length: its bytes, or those of what follows.
@@ -106,7 +106,8 @@ def decode(data: bytes | bytearray | memoryview) -> Header:
     except UnicodeDecodeError:
         raise RankError("the name of a stage is not text", found=stage.hex()) from None
     made = Header(run, name, number, sequence, OPS[op], rank, _NAMES[dtype], tuple(shape[:dims]), length, digest, status)
-    if "\0" in name or any(shape[dims:]) or data[7] or any(data[PLACE + 3:PLACE + 8]) or any(data[TAG + 2:TAG + 4]):
+    unused = data[7:8] + data[PLACE + 3:PLACE + 8] + data[TAG + 2:TAG + 4]
+    if "\0" in name or any(shape[dims:]) or unused != _ZEROS:
         raise RankError("the header of a message between ranks is not filled up with zeros")
     if fault := _fault(made):
         raise RankError("the header of a message between ranks is out of bounds", found=fault)
@@ -117,7 +118,7 @@ def _fault(header: Header) -> str | None:
     """What of a header is out of bounds. Sizes are multiplied as Python's integers, which do not wrap."""
     if header.dtype not in DTYPES or header.op not in OPS or header.status not in (OK, FAILED):
         return f"{header.dtype}, {header.op}, {header.status}"
-    if len(header.shape) > MAX_DIMS or any(not 0 <= size <= MAX_BYTES for size in header.shape):
+    if len(header.shape) > MAX_DIMS or (header.shape and not 0 <= min(header.shape) <= max(header.shape) <= MAX_BYTES):
         return f"shape {list(header.shape)[:MAX_DIMS + 1]}"
     if not 0 <= header.length <= MAX_BYTES or len(header.digest) != 16 or len(header.run) != 16:
         return f"{header.length} bytes"

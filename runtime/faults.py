@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +134,14 @@ class FaultyWorld(World):
                 frame[20] ^= 1
                 return
             case "shape":
-                header = replace(header, shape=(*header.shape, 2), length=header.length * 2 or 2)
+                header = header._replace(shape=(*header.shape, 2), length=header.length * 2 or 2)
             case "dtype":
-                header = replace(header, dtype=_OTHER[header.dtype])
+                header = header._replace(dtype=_OTHER[header.dtype])
             case "disagree" if header.op == "agree":
                 facts = envelope.decode_object(bytes(frame[BODY:BODY + header.length]))
                 body = envelope.encode_object({name: f"{value[::-1]}?" for name, value in facts.items()})
                 frame[BODY:BODY + len(body)] = body
-                header = replace(header, length=len(body), digest=hashlib.blake2b(body, digest_size=16).digest())
+                header = header._replace(length=len(body), digest=hashlib.blake2b(body, digest_size=16).digest())
             case _:
-                header = replace(header, digest=header.digest[::-1])
+                header = header._replace(digest=header.digest[::-1])
         frame[:envelope.HEADER] = envelope.encode(header)
