@@ -20,6 +20,7 @@ from glmc import knobs
 from glmc.errors import UsageError
 from glmc.runtime import envelope
 from glmc.runtime.exchange import BODY
+from glmc.runtime.ranks import MAIN
 from glmc.runtime.world import World
 
 PHASES = {"meet": "", "start": "start", "load": "load", "prompt": "prompt", "decode": "decode 2", "close": "close",
@@ -109,6 +110,8 @@ class FaultyWorld(World):
     def main_then_broadcast(self, stage: str, run: Callable[[], Mapping[str, torch.Tensor]], not_finite: Any = (),
                             ) -> dict[str, torch.Tensor]:
         if self._strikes(stage, "skip"):
+            if stage == PHASES["prior"] and self.rank != MAIN:
+                super().same("skipped")  # it has no tokens of its own to go on with, and makes its next call
             return dict(run())
         planted = {"planted": torch.tensor(float("nan"))} if self.fault.kind == "nan" and self._struck else {}
         made = super().main_then_broadcast(stage, lambda: {**run(), **planted}, not_finite)
