@@ -67,6 +67,14 @@ def test_every_load_and_store_stays_in_its_tensors(form, monkeypatch):
     assert seen[0], "no access was looked at"
 
 
+@pytest.mark.parametrize("lanes", [3, 5])
+def test_every_load_stays_in_a_table_of_halves_that_fill_no_power_of_two(lanes, monkeypatch):
+    seen = within.watch(monkeypatch)
+    cos, sin = torch.rand(2, 1, 4, lanes)
+    kernels.load("rope", "triton").run(torch.rand(1, 4, 2, 4 * lanes), cos, sin, read=-2, write=-2)
+    assert seen[0], "no access was looked at"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_kernel_takes_what_the_reference_takes(name):
     def signature(function):
