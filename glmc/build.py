@@ -81,8 +81,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         recipes = _recipes(surveyed, checkpoint, scheme)
         stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
         as_they_are = stays if dtype == "auto" and quant is None else {}
-        native, kept = machine.engine == "native", machine.engine in ("native", "iree")
-        keeps = keeps_of(surveyed.programs, machine.engine, quant, as_they_are) if kept or machine.gpu else {}
+        native, keeping = machine.engine == "native", machine.engine in ("native", "iree") or machine.gpu is not None
+        keeps = keeps_of(surveyed.programs, machine.engine, quant, as_they_are) if keeping else {}
         if machine.gpu:
             opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
         surveyed.notes += _kept(surveyed, stays, opened, keeps, quant)
@@ -116,8 +116,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         pack(checkpoint, copied, sink, lambda *_: progress("pack weights", next(done), len(copied)))
         for name, path in files.items():
             writer.add_file(name, path)
-        said_of = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
-        writer.add_json("program.json", written(surveyed.programs) | said_of |
+        kept = {"kept": kept_json(surveyed.programs.values(), keeps)} if keeps else {}
+        writer.add_json("program.json", written(surveyed.programs) | kept |
                         ({FIELD: placement.to_json()} if placement else {}))
         writer.add_json("ledger.json", {"ledger": surveyed.ledger.to_json(), "notes": surveyed.notes, "ranks": over_ranks,
                                        "broken": surveyed.ledger.broken})
