@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from glmc.kernels import opaque
-from glmc.kernels.lightning_indexer.cpu import accepts
+from glmc.kernels.lightning_indexer.cpu import accepts, totals
 from glmc.kernels.moe_route.mlir import places
 
 __all__ = ["accepts", "plain", "run"]
@@ -36,7 +36,4 @@ def run(query: torch.Tensor, index: torch.Tensor, shares: torch.Tensor, visible:
 
     L is at least `top`. Of slots that are not visible any may follow the visible ones.
     """
-    keys = index.squeeze(2).float().transpose(1, 2).unsqueeze(1)
-    scores = torch.relu((query.float() @ keys) * scale)
-    total = ((shares.float() * head_scale).unsqueeze(2) @ scores).squeeze(2)
-    return torch.ops.glmc.best_slots(total.masked_fill(~visible.squeeze(1), float("-inf")), top)
+    return torch.ops.glmc.best_slots(totals(query, index, shares, visible, scale, head_scale), top)
