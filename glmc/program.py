@@ -277,3 +277,9 @@ def _places(data: Any) -> Places:
                                    expected=PLACES_VERSION, found=data["version"])
     return {region: {module: Place(tuple(inputs), tuple(outputs)) for module, (inputs, outputs) in found.items()}
             for region, found in data["regions"].items()}
+
+
+def held_slots(slots: int) -> int:
+    """The slots that are allocated to a row of a cache of which `slots` are in use: at least one more, since compiled code was
+    made for views that are never the whole cache, and a multiple of 32, which of any width are 64 bytes."""
+    return (slots // 32 + 1) * 32

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from glmc.errors import InternalError
-from glmc.program import FORMS, Region, Spec
+from glmc.program import FORMS, Region, Spec, held_slots
 from glmc.region import Bound
 
 # Ops of the graph that a CPU kernel runs better than the compiler's own choice.
@@ -29,9 +29,9 @@ CPU_KERNELS = {"aten.linear.default": "glmc.linear"}
 class Bounds:
     """The largest rows and slots that compiled code may meet.
 
-    Caches hold one slot more than max_len, so that a view of the filled slots is never the whole cache: the compiler
-    would otherwise guard against the one length at which the view is contiguous. least: the fewest slots that a view may have;
-    an indexer chooses a fixed number of them.
+    Caches hold more slots than max_len (`held_slots`), so that a view of the filled ones is never the whole cache: the compiler
+    would otherwise guard against the one length at which it is contiguous. least: the fewest slots that a view may have; an
+    indexer chooses a fixed number of them.
     """
 
     max_batch: int
@@ -61,7 +61,7 @@ def sample(spec: Spec, role: str, sizes: dict[str, int], bounds: Bounds, views: 
     """A zero tensor of a region's input; a cache is a view of its first slots, with the strides it has when running."""
     shape, dtype = spec.at(sizes), getattr(torch, spec.dtype)
     if role == "cache" and views:
-        return torch.empty([shape[0], bounds.slots + 1, *shape[2:]], dtype=dtype)[:, : shape[1]]
+        return torch.empty([shape[0], held_slots(bounds.slots), *shape[2:]], dtype=dtype)[:, : shape[1]]
     return torch.empty(shape, dtype=dtype)
 
 

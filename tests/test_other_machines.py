@@ -23,7 +23,9 @@ from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
 from glmc.kernels import driver, triton
 from glmc.passes.choose import choose
+from glmc.passes.lower import Bounds, sample
 from glmc.program import KERNELS
+from glmc.region import Bound
 from glmc.runtime.device import open_device
 from glmc.runtime.memory import Cache, cache_bytes
 from glmc.runtime.opened import read_programs
@@ -80,17 +82,18 @@ def test_a_gpu_artefact_holds_its_kernels_and_what_they_use(gpu):
 
 
 def launched(artifact, *sizes):
-    """The launches of an artefact's regions at sizes (rows, new tokens, slots)."""
-    from glmc.kernels import triton
-    from glmc.passes.lower import Bounds, sample
-    from glmc.region import Bound
-
-    bounds = Bounds(2, models.MAX_LEN)
+    """The launches of an artefact's regions at sizes (rows, new tokens, slots), over views of a real cache."""
+    program, bounds, seen = read_programs(artifact)["text"], Bounds(2, models.MAX_LEN), set()
+    cache = Cache(program, bounds.max_batch, models.MAX_LEN, torch.device("meta"))
     with triton.noted() as notes, torch.device("meta"), torch.no_grad():
-        for region in read_programs(artifact)["text"].regions.values():
-            for made in sizes:
-                given = [sample(spec, role, dict(zip("BSL", made, strict=True)), bounds) for _, role, spec in region.inputs]
+        for step in program.steps:
+            region = program.regions[step.region]
+            for rows, new, slots in sizes if step.region not in seen else ():
+                views = cache.views(0, rows, slots)
+                given = [views[name] if role == "cache" else sample(spec, role, {"B": rows, "S": new, "L": slots}, bounds)
+                         for name, (_, role, spec) in zip(step.inputs, region.inputs, strict=True)]
                 Bound(region, "triton", "meta")(*given)
+            seen.add(step.region)
     return list(notes)
 
 
