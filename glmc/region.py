@@ -30,8 +30,8 @@ repeat repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attentio
 select_scatter sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub
 sum sym_size t tanh to topk transpose tril triu unbind unflatten unsqueeze upsample_nearest2d view where zeros zeros_like
 """.split())
-WRITES = frozenset({"aten.index_put_.default"})
-"""Steps that write into their first argument, which is a cache."""
+WRITES = {"aten.index_put_.default": (0,), "glmc.split_qkv_norm_rope": (7, 8)}
+"""Steps that write into arguments at these places, which are caches where they are there."""
 REPLACED = {machine: {"aten.linear.default": "glmc.linear"} for machine in ("triton", "mlir")}
 """Machine -> ops of a region's text that a kernel of the machine's own runs, wherever the region is bound for it."""
 FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.zeros.default", "aten.full.default",
@@ -122,8 +122,9 @@ class Bound:
 def written(region: Region) -> list[str]:
     """The caches that a region writes, by its own names, in the order of its inputs."""
     called = [line(ast.parse(text).body[0])[1] for text in region.body[:-1]]
-    first = {ast.unparse(call.args[0]) for call in called if ast.unparse(call.func) in WRITES}
-    return [name for name, role, _ in region.inputs if role == "cache" and name in first]
+    changed = {ast.unparse(arg) for call in called for place in WRITES.get(ast.unparse(call.func), ())
+               for arg in call.args[place:place + 1]}
+    return [name for name, role, _ in region.inputs if role == "cache" and name in changed]
 
 
 def line(statement: ast.stmt) -> tuple[str, ast.Call]:

@@ -50,7 +50,7 @@ def function_of(region: Region, domain: str) -> Any:
             made = env[name]
             if getattr(made, "producer", None) and made.producer() is not None and made.name not in env:
                 made.name = name
-            if told in WRITES:
+            if WRITES.get(told) == (0,):  # no kernel here writes several
                 env[ast.unparse(call.args[0])] = env[name]
         return [*returned(parsed[-1:], env), *(env[name] for name in written(region))]
 

@@ -166,12 +166,13 @@ def _has_node(value: Any) -> bool:
 
 
 def _paths(out: fx.Node) -> list[list[fx.Node]]:
-    """From each step or input that `out` depends on, one way down to it."""
+    """From each step or input that `out` depends on, one way down to it. None goes by a size, which is compared by its value:
+    the model may have it from another tensor."""
     ways: dict[fx.Node, list[fx.Node]] = {out: [out]}
     queue = [out]
     for node in queue:
         for source in node.all_input_nodes:
-            if source not in ways:
+            if source not in ways and not isinstance(source.meta.get("val"), (torch.SymInt, int)):
                 ways[source] = [source, *ways[node]]
                 queue.append(source)
     return list(ways.values())

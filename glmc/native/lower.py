@@ -194,8 +194,11 @@ def _split(lower: Lowerer, name: str, qkv: Any, cos: Any, sin: Any, *more: Any, 
            eps: float | None, read: int, write: int, axis_map: Any) -> Any:
     packed, cosines = lower.rows(qkv), lower.rows(cos)
     width = packed.width // (heads + 2 * kv_heads)
-    if axis_map is not None or len(more) > 4:
+    if axis_map is not None:
         raise Refused("positions of more than one axis")
+    weights, caches, slots = more[:4], more[4:6], more[6:]
+    if caches and (slots != (Index("positions"),) or not all(isinstance(cache, State) for cache in caches)):
+        raise Refused("a cache that is written otherwise than by rows and positions")
     if width % 2 or width > 1024:
         raise Refused(f"a head of {width} channels")
     q = lower.new(heads * width)
@@ -203,20 +206,24 @@ def _split(lower: Lowerer, name: str, qkv: Any, cos: Any, sin: Any, *more: Any, 
     lower.equal(lower.rows(sin).width, cosines.width)
     if 2 * cosines.width > width:
         raise Refused("a table that is wider than a head")
-    parts = [lower.vector(w, width) for w in (*more, *(None,) * (4 - len(more)))]
+    parts = [lower.vector(w, width) for w in (*weights, *(None,) * (4 - len(weights)))]
     at = lower.call("split_qkv_norm_rope",
                     [heads, kv_heads, width, cosines.width, Stride(packed.reg), Stride(q.reg), Stride(cosines.reg), read, write,
                      Layout("form"), Layout("sequence"), Layout("keys"), Layout("values")],
                     [packed, cosines, lower.rows(sin), *parts, q, None, None], [eps or 0.0], (q.reg,))
-    return q, New(at, "keys"), New(at, "values")
+    new = New(at, "keys"), New(at, "values")
+    return (q, *(_put(lower, cache, one) for cache, one in zip(caches, new, strict=True))) if caches else (q, *new)
 
 
 @op("aten.index_put_.default")
 def _index_put(lower: Lowerer, name: str, cache: Any, where: list, new: Any) -> Any:
     if not isinstance(new, New | Rows | Heads) or not isinstance(cache, State) or where != [Index("rows"), Index("positions")]:
         raise Refused("a cache that is written otherwise than by rows and positions")
-    if not isinstance(new, New):
-        return latent.written(lower, cache, new)
+    return _put(lower, cache, new) if isinstance(new, New) else latent.written(lower, cache, new)
+
+
+def _put(lower: Lowerer, cache: State, new: New) -> State:
+    """The call that makes the new keys or values writes them into their cache."""
     if cache.name != new.kind:
         raise Refused(f"{new.kind} that go to the cache of {cache.name}")
     lower.equal(list(cache.spec.shape[2:]), lower.calls[new.call].n[1:3])
