@@ -209,3 +209,20 @@ def test_a_decode_benchmark_from_its_config_to_its_figures(stand_ins, monkeypatc
     (tmp_path / "out.json").unlink()
     stand_ins.main()
     assert not (tmp_path / "out.json").exists(), "only what was lacking is made, and nothing was"
+
+
+def test_a_vision_tower_beside_transformers(stand_ins, monkeypatch, tmp_path):
+    import gpu_vision
+
+    config = models.tiny_config("glm4v", torch_dtype="bfloat16")
+    config = {**config, "text_config": {**config["text_config"], "num_hidden_layers": 1}}
+    monkeypatch.setattr(gpu_vision, "config_of", lambda name, blocks: {**config, "vision_config": {
+        **config["vision_config"], "depth": blocks}})
+    monkeypatch.setattr(gpu_vision, "made", functools.partial(gpu_vision.made, device="cpu"))
+    words = ["--blocks", "1", "--grids", "4x6", "--models", "GLM-4.1V", "--rounds", "1", "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["gpu_vision.py", *words])
+    gpu_vision.main()
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {f["figure"].partition(": ")[2] for f in result["figures"]} == {
+        "glmc", "over transformers eager", "over transformers sdpa"}
+    assert result["details"]["GLM-4.1V"]["4x6"]["apart"] < 0.05
