@@ -43,14 +43,18 @@ class Report:
             row |= {"bar": bar, "better": better, "met": met(value, bar, better)}
         self.figures.append(row)
 
-    def finish(self, how: str, details: dict[str, Any]) -> None:
-        """Write the JSON file and print the table. how: a sentence about the method, kept beside the figures."""
+    def write(self, how: str, details: dict[str, Any]) -> None:
+        """Write the JSON file. how: a sentence about the method, kept beside the figures."""
         result = {"benchmark": self.name, "command": command(), "how": how, "figures": self.figures, "details": details,
                   "machine": measure.machine(), "load_before": self.load_before, "load_after": measure.load_average(),
                   "date": time.strftime("%Y-%m-%d", time.gmtime(self.began)),
                   "seconds": round(time.time() - self.began, 1)}
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    def finish(self, how: str, details: dict[str, Any]) -> None:
+        """Write the file and print the table."""
+        self.write(how, details)
         print("| figure | value | bar | |\n| --- | --- | --- | --- |")
         for row in self.figures:
             bar = f"{SYMBOL[row['better']]} {row['bar']} {row['unit']}" if "bar" in row else ""

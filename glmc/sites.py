@@ -78,7 +78,7 @@ def record(ledger: Ledger, decisions: list[Decision], verdicts: dict[tuple, Verd
     """Write what was taken and refused, and the predicted gain of what was taken, into the ledger.
 
     verdicts: kind of site -> how it fared on the device. The measured gain of a fusion is known where all of its sites were
-    timed that were taken.
+    timed that were taken and run for each token of an answer.
     """
     gains: dict[str, list[float | None]] = {}
     taken: Counter[tuple] = Counter()
@@ -89,7 +89,8 @@ def record(ledger: Ledger, decisions: list[Decision], verdicts: dict[tuple, Verd
             row.predicted_us = round((row.predicted_us or 0.0) + decision.gain_us, 3)
             if verdicts:
                 taken[key := kind(decision.site)] += 1
-                gains.setdefault(row.fusion, []).append(verdicts[key].gain_us if key in verdicts else None)
+                if key not in verdicts or verdicts[key].decodes:
+                    gains.setdefault(row.fusion, []).append(verdicts[key].gain_us if key in verdicts else None)
         else:
             row.refused.append({"site": decision.site.place, "reason": decision.reason})
     for fusion, known in gains.items():

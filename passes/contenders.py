@@ -17,7 +17,7 @@ from glmc import gpu, kernels, knobs
 from glmc.kernels.timing import Clock, Figure, GpuClock
 from glmc.passes.declare import Maths, load
 from glmc.passes.emit import target_name
-from glmc.passes.faster import Bucket, Judge, Piece, Timing, buckets
+from glmc.passes.faster import Bucket, Judge, Piece, Timing, beside, buckets
 from glmc.passes.hostile import concrete
 from glmc.passes.lower import Bounds
 from glmc.passes.prove import Captured
@@ -185,4 +185,4 @@ def judge_for(target: Target, bounds: Bounds, done: Callable[[int, int], None] =
 
     race = Race(target, GpuClock(device), built=Built(target.gpu))
     fault = race.starts()
-    return f"no kernel starts here: {fault}" if fault else Judge(tuple(buckets(bounds)), race, done)
+    return f"no kernel starts here: {fault}" if fault else Judge((*buckets(bounds), *beside(bounds)), race, done)

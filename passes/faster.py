@@ -2,8 +2,9 @@
 
 In its place run the plain steps one by one, or the smaller fusions that are proved inside it, whichever is faster. The rule:
 a fusion is refused where a token of the answer takes longer with it, in any number of rows that is timed, and where a prompt
-loses more than `WON_BACK` tokens of one row win back. A difference within the noise is none. What Inductor makes of the plain
-steps is timed as well and decides nothing: an artefact cannot hold its code.
+loses more than `WON_BACK` tokens of one row win back. What runs beside the text, once for an image or a step of a picture, wins
+nothing back later: there a fusion is refused where any size that is timed takes longer. A difference within the noise is none.
+What Inductor makes of the plain steps is timed as well and decides nothing: an artefact cannot hold its code.
 """
 
 from __future__ import annotations
@@ -27,29 +28,42 @@ WON_BACK = 128
 """Decoded tokens within which a slower prompt must be won back."""
 NOISE = 0.03
 """A difference of this share, or within what the repeats of both spread, counts as none."""
+_MERGED = 4
+"""Patches that become one token, in every published tower that merges."""
 CONTENDERS = {"ours": "ours", "plain": "plain steps", "smaller": "smaller fusions", "inductor": "Inductor"}
 """Contender -> how people are told of it."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A form and sizes at which sites are timed. sizes: rows B, new tokens S, slots L."""
+    """A form and sizes at which sites are timed. sizes: by letter. Of the text rows B, new tokens S, slots L, rows of media M;
+    of a tower patches P, or tokens M that they become, and images F; of what makes pictures height H and width W, in patches
+    or latents, tokens T of the text and keys K."""
 
     name: str
     sizes: dict[str, int]
 
     @property
     def decode(self) -> bool:
-        return self.sizes["S"] == 1
+        return self.sizes.get("S") == 1
 
 
 def buckets(bounds: Bounds) -> Iterator[Bucket]:
-    """Decode of one row, which comes first, and of all; a short prompt and a long one."""
+    """Of the text, decode of one row, which comes first, and of all; a short prompt and a long one."""
     slots = max(bounds.least, min(bounds.slots, 4096))
     for rows in sorted({1, bounds.max_batch}):
-        yield Bucket(f"decode, {rows} {'row' if rows == 1 else 'rows'}", {"B": rows, "S": 1, "L": slots})
+        yield Bucket(f"decode, {rows} {'row' if rows == 1 else 'rows'}", {"B": rows, "S": 1, "L": slots, "M": 1})
     for tokens in sorted({min(512, bounds.max_len), min(8192, bounds.max_len)}):
-        yield Bucket(f"prefill, {tokens} tokens", {"B": 1, "S": tokens, "L": max(bounds.least, tokens)})
+        yield Bucket(f"prefill, {tokens} tokens", {"B": 1, "S": tokens, "L": max(bounds.least, tokens), "M": tokens})
+
+
+def beside(bounds: Bounds) -> Iterator[Bucket]:
+    """Of a vision tower a small image and a large one, as far as a prompt holds what becomes of them; of what makes pictures
+    a small one and a large one."""
+    for patches in sorted({min(patches, _MERGED * bounds.max_len) for patches in (1024, 4096)}):
+        yield Bucket(f"image, {patches} patches", {"P": patches, "M": patches // _MERGED, "F": 1})
+    for side in (32, 64):
+        yield Bucket(f"picture, {side} x {side}", {"B": 1, "T": 64, "H": side, "W": side, "K": 64 + side**2})
 
 
 @dataclass(frozen=True)
@@ -102,11 +116,20 @@ Measure = Callable[[Piece, Bucket, dict[Any, int]], Timing]
 
 @dataclass(frozen=True)
 class Judge:
-    """What times, and where. buckets: decode of one row first. done(n, of): n pieces of those known so far are timed."""
+    """What times, and where. buckets: decode of one row before others of the text. done(n, of): n pieces of those known so far
+    are timed."""
 
     buckets: tuple[Bucket, ...]
     measure: Measure
     done: Callable[[int, int], None] = lambda *counts: None
+
+    def timings(self, piece: Piece, letters: dict[str, str]) -> tuple[Timing, ...]:
+        """The piece in each bucket that knows all letters of its part; at least one timing, which may have only reasons."""
+        fitting = [bucket for bucket in self.buckets if bucket.sizes.keys() >= set(letters.values())]
+        if not fitting:
+            unknown = ", ".join(sorted(letters.values()))
+            return (Timing(Bucket("no bucket", {}), {}, {"inputs": f"none has the sizes {unknown}"}),)
+        return tuple(_timed(piece, bucket, self.measure, letters) for bucket in fitting)
 
 
 @dataclass(frozen=True)
@@ -118,8 +141,13 @@ class Verdict:
     reason: str | None
 
     @property
+    def decodes(self) -> bool:
+        """Whether it runs for each token of an answer."""
+        return self.timings[0].bucket.decode
+
+    @property
     def gain_us(self) -> float | None:
-        """Microseconds a token that ours is faster than the plain steps at one row; None where one was not timed."""
+        """Microseconds that ours is faster than the plain steps in the first bucket; None where one was not timed."""
         figures = self.timings[0].figures
         return figures["plain"].us - figures["ours"].us if {"ours", "plain"} <= figures.keys() else None
 
@@ -135,10 +163,11 @@ def refusal(timings: tuple[Timing, ...]) -> str | None:
     for timing in timings:
         if "ours" in timing.reasons and timing.rival():
             return f"does not run here: {timing.bucket.name}: {timing.reasons['ours']}"
+    answers = timings[0].bucket.decode
     back = WON_BACK * max(timings[0].gain() or 0.0, 0.0)
     for timing in sorted(timings, key=lambda t: not t.bucket.decode):
         loss = -(timing.gain() or 0.0)
-        if timing.bucket.decode and loss > 0:
+        if loss > 0 and (timing.bucket.decode or not answers):
             return f"slower here: {timing.told()}"
         if loss > back:
             return f"slower here: {timing.told()}; {WON_BACK} tokens of the answer win back {back:.4g} us"
@@ -149,8 +178,8 @@ def settle(sites: list[Site], graph: fx.Graph, target: Target, taken: int = 0, j
            letters: dict[str, str] | None = None) -> tuple[list[Decision], dict[tuple, Verdict]]:
     """Choose, time what is chosen, refuse what is slower, and choose again until all that is chosen has been timed.
 
-    Without a judge the predicted gain decides alone. letters: the tracer's symbol -> B, S or L. Gives the decisions, and the
-    verdict on each kind of site (`prove.kind`) that was timed. Nothing is rewritten.
+    Without a judge the predicted gain decides alone. letters: the tracer's symbol -> its letter, of all sizes of the part.
+    Gives the decisions, and the verdict on each kind of site (`prove.kind`) that was timed. Nothing is rewritten.
     """
     verdicts: dict[tuple, Verdict] = {}
 
@@ -170,7 +199,7 @@ def settle(sites: list[Site], graph: fx.Graph, target: Target, taken: int = 0, j
         for key, site in fresh.items():
             (captured,) = capture([s for s in sites if s.fusion == site.fusion and kind(s) == key])
             piece = Piece(captured, _smaller(site, sites, graph, target, refuses))
-            timings = tuple(_timed(piece, bucket, judge.measure, letters or {}) for bucket in judge.buckets)
+            timings = judge.timings(piece, letters or {})
             verdicts[key] = Verdict(captured, timings, refusal(timings))
             judge.done(len(verdicts), known)
 
@@ -179,7 +208,7 @@ def _timed(piece: Piece, bucket: Bucket, measure: Measure, letters: dict[str, st
     symbols = piece.captured.symbols()
     strange = [str(s) for s in symbols if letters.get(str(s)) not in bucket.sizes]
     if strange:
-        return Timing(bucket, {}, {"inputs": f"the size {strange[0]} counts neither rows nor tokens nor slots"})
+        return Timing(bucket, {}, {"inputs": f"the size {strange[0]} is none of the part's"})
     return measure(piece, bucket, {s: bucket.sizes[letters[str(s)]] for s in symbols})
 
 

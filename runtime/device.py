@@ -85,6 +85,7 @@ def open_device(artifact: Artifact, asked: str | None, cache_bytes: int = 0, wei
                       functools.partial(Staging, place))
     held = Sealed(artifact)
     place = _gpu(artifact, target, int(number or 0), held.cuda, weights, cache_bytes)
+    held.check()
     return Device(name, place, "triton", calling(held, place), capture.Graphs(torch.cuda, place),
                   functools.partial(Staging, place), ahead=True, stale=held.stale)
 

@@ -35,6 +35,12 @@ class Sealed:
         self.stale = tuple(kernel.rpartition(".")[2] for kernel, source in held.items() if triton.source_of(kernel) != source)
         self.missing: dict[str, int] = {}
 
+    def check(self) -> None:
+        """Compare the files of every kernel with their digests: they are few megabytes. Raises DamagedArtifact."""
+        for name in self.names.values():
+            for ending in ("json", self.ending):
+                self.artifact.hash_file(f"kernels/{name}.{ending}")
+
     def find(self, digest: str, name: str) -> tuple[Path, Path] | None:
         """The checked files of a launch, description and binary; None, told once, for one that was not built ahead."""
         if digest in self.names:

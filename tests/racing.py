@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import traced
 
 from glmc.kernels.timing import Figure, figure
-from glmc.passes.faster import Bucket, Judge, Piece, Timing, buckets
+from glmc.passes import declare
+from glmc.passes.faster import Bucket, Judge, Piece, Timing, beside, buckets
 from glmc.passes.lower import Bounds
+from glmc.passes.prove import capture
 from glmc.passes.replay import all_of
 
 FAST = {"ours": 2.0, "plain": 5.0, "inductor": 3.0}
@@ -25,7 +28,8 @@ def timing(bucket: Bucket, told: dict[str, float | str]) -> Timing:
 
 def judge(script: Callable[[str, Bucket], dict[str, float | str]], bounds: Bounds | None = None,
           ) -> tuple[Judge, list[Piece]]:
-    """A judge with figures by fusion and bucket, and the pieces it was asked for, each once."""
+    """A judge with figures by fusion and bucket, and the pieces it was asked for, each once. With bounds it also knows what
+    stands beside the text."""
     pieces: list[Piece] = []
 
     def measure(piece: Piece, bucket: Bucket, values: dict[Any, int]) -> Timing:
@@ -33,7 +37,15 @@ def judge(script: Callable[[str, Bucket], dict[str, float | str]], bounds: Bound
             pieces.append(piece)
         return timing(bucket, script(piece.captured.fusion, bucket))
 
-    return Judge(tuple(buckets(bounds or Bounds(2, 64))), measure), pieces
+    return Judge((*buckets(bounds or Bounds(2, 64)), *(beside(bounds) if bounds else ())), measure), pieces
+
+
+def piece() -> Piece:
+    """A distinct site without symbols: every size of it is known anywhere."""
+    fusion = declare.load("silu_mul")
+    graph = traced.graph_of(lambda gate, up: fusion.reference(gate, up), [torch.empty(3, 8, device="meta")] * 2, {})
+    (captured,) = capture(traced.find(fusion, graph).sites)
+    return Piece(captured, None)
 
 
 class Wall:

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 import glmc
 from glmc import build
 from glmc.cli.main import app
-from glmc.passes.faster import CONTENDERS
+from glmc.passes.contenders import Race
+from glmc.passes.faster import CONTENDERS, Judge, beside
+from glmc.passes.lower import Bounds
 from glmc.survey import survey
 from glmc.target import named
 
@@ -122,3 +124,42 @@ def test_a_fusion_of_which_a_site_was_not_timed_has_no_measured_gain(tmp_path):
     assert len(rows["silu_mul"].timings) == 2
     assert (rows["silu_mul"].measured_us, rows["silu_mul"].basis) == (None, "measured")
     assert rows["rms_norm"].measured_us > 0
+
+
+def tower(tmp_path, judge, target=GPU):
+    """The ledger of a small vision model, of one block and one layer, timed by a judge."""
+    config = models.tiny_config("glm4v")
+    config = {**config, "vision_config": {**config["vision_config"], "depth": 1},
+              "text_config": {**config["text_config"], "num_hidden_layers": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return survey(tmp_path / "config.json", named(target), "float32", judge=judge)
+
+
+def test_a_vision_tower_is_timed_at_sizes_of_its_own(tmp_path):
+    def slow_images(fusion, bucket):
+        return racing.SLOW if "F" in bucket.sizes and fusion == "silu_mul" else racing.FAST
+
+    judge, _ = racing.judge(slow_images, Bounds(1, 8))
+    surveyed = tower(tmp_path, judge)
+    rows = surveyed.ledger.rows
+    kinds = {tuple(b["bucket"] for b in site["buckets"]) for row in rows.values() for site in row.timings}
+    assert kinds == {("decode, 1 row", "prefill, 8 tokens"), ("image, 32 patches",)}
+    refused = [r for r in rows["silu_mul"].refused if r["reason"].startswith("slower here: image, 32 patches")]
+    assert refused
+    assert all("visual" in r["site"] for r in refused)
+    text = [r for r in surveyed.decisions if r.site.fusion == "silu_mul" and r.reason is None]
+    assert len(text) == rows["silu_mul"].taken == 1
+    assert rows["silu_mul"].measured_us == 3.0, "a tower does not run for a token"
+    assert not any("not timed, inputs" in note for note in surveyed.notes)
+
+
+def test_the_pieces_of_a_tower_run_at_those_sizes(tmp_path):
+    """On the CPU, by the wall clock: every contender of every piece."""
+    target, images = named("fx"), tuple(b for b in beside(Bounds(1, 8)) if "F" in b.sizes)
+    race = Race(target, racing.Wall(), "eager")
+    surveyed = tower(tmp_path, Judge(images, race), target.name)
+    timed = [site["buckets"] for row in surveyed.ledger.rows.values() for site in row.timings]
+    own = [b for (b, *_) in timed if b["bucket"] == "image, 32 patches"]
+    assert len(own) > 2
+    assert all(b["ours_us"] and b["plain_us"] and not b["reasons"] for b in own), own
+    assert {b["reasons"]["inputs"] for (b, *_) in timed if b["bucket"] == "no bucket"} == {"none has the sizes B, L, M, S"}

@@ -74,3 +74,17 @@ def test_a_call_that_cannot_be_recorded_is_a_fault_and_the_next_is_timed():
         clock(lambda t: t.sum().item(), [x])
     clock.recover()
     assert clock(torch.sin, [x]).us > 0
+
+
+def test_a_tower_is_timed_at_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLMC_TIMING", "1")
+    config = models.tiny_config("glm4v")
+    config = {**config, "vision_config": {**config["vision_config"], "depth": 1},
+              "text_config": {**config["text_config"], "num_hidden_layers": 1}}
+    config["torch_dtype"] = "bfloat16"
+    checkpoint = models.save(models.randomised(config, torch.bfloat16), config, tmp_path / "from")
+    ledger = glmc.compile(checkpoint, tmp_path / "x.glmc", target=gpu.name_of(0), max_len=64).json("ledger.json")
+    images = [b for row in ledger["ledger"] for site in row["timings"] for b in site["buckets"]
+              if b["bucket"] == "image, 256 patches"]
+    assert images
+    assert all(b["ours_us"] > 0 and b["plain_us"] > 0 for b in images), images

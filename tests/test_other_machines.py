@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
-import tempfile
-import warnings
-from pathlib import Path
-from types import SimpleNamespace
 
 import models
-import once
 import pytest
 import torch
+from elsewhere import made
 from fresh import without_a_compiler
 
 import glmc
 from glmc.against import against
 from glmc.artifact import Artifact
-from glmc.errors import IncompatibleArtifact, UsageError
-from glmc.kernels import driver, triton
+from glmc.kernels import triton
 from glmc.passes.choose import choose
 from glmc.passes.lower import Bounds, sample
 from glmc.program import KERNELS
 from glmc.region import Bound
-from glmc.runtime.device import open_device
-from glmc.runtime.memory import Cache, cache_bytes
+from glmc.runtime.memory import Cache
 from glmc.runtime.opened import read_programs
 from glmc.runtime.sealed import Sealed
-from glmc.runtime.verdict import verdict
 from glmc.sites import find_sites
 from glmc.survey import parts_of
 from glmc.target import TARGETS
@@ -42,14 +34,6 @@ LATENT = {"glm4_moe_lite": {"num_hidden_layers": 1},
           "glm_moe_dsa": {"num_hidden_layers": 2, "first_k_dense_replace": 2, "indexer_types": ("full", "shared")}}
 """Variant -> what is changed: no layer has experts; one without an indexer; one with its own and one that shares it."""
 ON_NPU = ("glm", "glm4", "glm4_moe", "glm4_moe-no-qk-norm")
-
-
-@functools.cache
-def made(variant, target, **changes):
-    config, model, checkpoint = models.published(variant, **changes)
-    out = Path(tempfile.mkdtemp(dir=models.scratch())) / f"{variant}.glmc"
-    with once.alike((checkpoint / "config.json").read_text()):
-        return config, model, glmc.compile(checkpoint, out, target=target, max_len=models.MAX_LEN, max_batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -157,104 +141,6 @@ def test_an_npu_artefact_equals_transformers_on_the_emulation(variant):
     prompts = models.prompts(config["vocab_size"], 4, 11)
     answers = session.generate_batch(prompts, max_new_tokens=8)
     assert [a.token_ids for a in answers] == [models.greedy(model, ids, 8) for ids in prompts]
-
-
-def test_a_machine_without_the_device_gets_a_direction(gpu):
-    _, _, artifact = gpu
-    with pytest.raises(IncompatibleArtifact, match="no such GPU here") as fault:
-        glmc.load(artifact.folder)
-    assert "triton-interpreted" in fault.value.hint
-    _, _, other = made("glm4", "npu:ascend910b")
-    with pytest.raises(IncompatibleArtifact, match="torch_npu") as fault:
-        glmc.load(other.folder)
-    assert "npu-emulated" in fault.value.hint
-
-
-@pytest.mark.parametrize("device", ["npu", "cpu", "npu-emulated", "cuda:x", "gpu"])
-def test_a_device_that_the_target_does_not_have_is_refused(gpu, device):
-    _, _, artifact = gpu
-    with pytest.raises(UsageError, match="not compiled for this device"):
-        glmc.load(artifact.folder, device=device)
-
-
-def test_a_target_of_another_version_is_told_as_such(gpu):
-    _, _, artifact = gpu
-    for name in ("vulkan", "abacus"):
-        other = SimpleNamespace(folder=artifact.folder, manifest={**artifact.manifest, "target": name})
-        with pytest.raises(IncompatibleArtifact, match="does not run") as fault:
-            open_device(other, None)
-        assert fault.value.exit == 4
-
-
-class Properties:
-    def __init__(self, major, minor):
-        self.major, self.minor = major, minor
-
-
-@pytest.fixture
-def h100(monkeypatch):
-    """torch's word for a GPU that is not here, as far as the verdict asks: `h100(driver, free)`."""
-    def have(cuda=(13, 0), free=80 << 30):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: Properties(9, 0))
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (free, 80 << 30))
-        monkeypatch.setattr(driver, "version", lambda: cuda)
-
-    return have
-
-
-def test_another_gpu_is_told_what_to_do(gpu, monkeypatch, h100):
-    _, _, artifact = gpu
-    h100()
-    for properties, hint in ((Properties(8, 0), "--target cuda:sm_80"), (Properties(7, 5), "no target of glmc")):
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n, p=properties: p)
-        with pytest.raises(IncompatibleArtifact, match="another GPU") as fault:
-            glmc.load(artifact.folder)
-        assert hint in fault.value.hint
-    h100(free=1000)
-    with pytest.raises(IncompatibleArtifact, match="do not fit") as fault:
-        glmc.load(artifact.folder)
-    assert fault.value.found == "1000 bytes"
-
-
-def test_room_is_for_weights_and_cache(gpu, h100):
-    _, _, artifact = gpu
-    cache = Cache(read_programs(artifact)["text"], 2, models.MAX_LEN, torch.device("meta"))
-    held = sum(t.numel() * t.element_size() for t in cache.whole.values())
-    assert cache_bytes(read_programs(artifact)["text"], artifact.manifest) == held > 0
-    h100(free=artifact.weight_bytes() + held - 1)
-    with pytest.raises(IncompatibleArtifact, match="do not fit"):
-        glmc.load(artifact.folder)
-    h100(free=artifact.weight_bytes() + held)
-    assert verdict(artifact, read_programs(artifact)["text"]).text() == "runs"
-
-
-def test_the_verdict_before_any_weight_is_read(gpu, h100, monkeypatch):
-    _, _, artifact = gpu
-    program = read_programs(artifact)["text"]
-    monkeypatch.setattr("glmc.runtime.device.Staging", lambda *_: pytest.fail("weights were read"))
-    assert verdict(artifact, program).text().startswith("refused: torch sees no such GPU here; expected cuda:sm_90")
-    assert verdict(artifact, program, "triton-interpreted").text() == "runs"
-    h100()
-    assert verdict(artifact, program).text() == "runs"
-    made_by = int(artifact.json(KERNELS)["cuda"].partition(".")[0])
-    h100(cuda=(made_by, 0))
-    assert verdict(artifact, program).text() == "runs"
-    h100(cuda=(made_by - 1, 8))
-    told = verdict(artifact, program)
-    assert "driver is older" in told.because
-    assert f"found CUDA {made_by - 1}.8" in told.because
-    h100()
-    real = triton.source_of
-    monkeypatch.setattr(triton, "source_of", lambda kernel: None if kernel.endswith("rope_kernel") else real(kernel))
-    told = verdict(artifact, program).text()
-    assert told == "runs after a rebuild of these kernels: split_qkv_norm_rope_kernel"
-    with pytest.warns(UserWarning, match=told), pytest.raises(pytest.fail.Exception, match="weights were read"):
-        glmc.load(artifact.folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert Sealed(artifact).find("0" * 16, "split_qkv_norm_rope_kernel") is None, "it was told already"
 
 
 @pytest.mark.parametrize("target", [pytest.param(t, marks=[pytest.mark.slow] * t.startswith("cuda")) for t in CHECKED])

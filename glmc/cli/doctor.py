@@ -24,13 +24,15 @@ def doctor(json: arguments.Json = False) -> None:
     """Say what this machine can compile for and run, and why not."""
     packages = {name: _version(name) for name in _PACKAGES}
     compiler, library = _compiler(), _library()
+    gpus, driver, here = _gpus(packages)
     report = {
         "glmc": glmc.__version__, "python": platform.python_version(), "system": platform.platform(),
         "packages": packages, "compiler": compiler, "native": library,
         "cpu": {"arch": platform.machine(), "flags": machine.cpu_flags(), "threads": _threads()},
         "memory": _memory(), "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
-        "targets": {t.name: {"compiles": (why := _why_not(t, packages, compiler, library)) is None, "why_not": why}
-                    for t in TARGETS.values()},
+        "gpus": gpus, "driver_cuda": driver,
+        "targets": {t.name: {"compiles": (why := _why_not(t, packages, compiler, library)) is None, "why_not": why,
+                             **({"here": here[t.name]} if t.name in here else {})} for t in TARGETS.values()},
         "knobs": {name: _knob(name) for name in knobs.KNOBS if os.environ.get(name)},
     }
     if json:
@@ -99,6 +101,16 @@ def _why_not(target: Target, packages: dict[str, str | None], compiler: dict[str
     return {"aoti": compiler["fault"], "native": library["fault"]}.get(target.engine)
 
 
+def _gpus(packages: dict[str, str | None]) -> tuple[list[dict[str, Any]], str | None, dict[str, str]]:
+    """The GPUs here, the CUDA version of NVIDIA's driver, and each GPU target's verdict; nothing without torch."""
+    if packages["torch"] is None:
+        return [], None, {}
+    from glmc.runtime import gpus
+
+    found, driver = gpus.seen(), gpus.driver_cuda()
+    return found, driver, {t.name: gpus.verdict(t, found, driver) for t in TARGETS.values() if t.gpu}
+
+
 def _knob(name: str) -> str:
     """A knob's value as it is read, or what is wrong with it."""
     try:
@@ -124,7 +136,10 @@ def _print(report: dict[str, Any]) -> None:
         "CPU": f"{cpu['arch']}, {cpu['threads']} threads, {', '.join(cpu['flags']) or 'no known instruction sets'}",
         "memory": f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available",
         "disk": f"{size(report['disk_free_bytes'])} free in this folder",
+        "GPUs": "; ".join(f"{gpu['name']}, {gpu['target']}, {size(gpu['free_bytes'])} free of {size(gpu['total_bytes'])}"
+                          for gpu in report["gpus"]) or "torch sees none",
+        **({"NVIDIA driver": f"offers CUDA {report['driver_cuda']}"} if report["driver_cuda"] else {}),
         **report["knobs"],
-    }), show.rows("targets", ("target", "compiles here", "why not"),
-                  [(name, "yes" if said["compiles"] else "no", said["why_not"] or "")
+    }), show.rows("targets", ("target", "compiles here", "why not", "on a GPU here"),
+                  [(name, "yes" if said["compiles"] else "no", said["why_not"] or "", said.get("here", ""))
                    for name, said in report["targets"].items()]))

@@ -57,7 +57,7 @@ def test_doctor(monkeypatch):
     assert report["targets"]["cpu"] == {"compiles": True, "why_not": None}
     assert report["native"]["used"] in report["native"]["built"]
     assert report["targets"]["fx"] == {"compiles": True, "why_not": None}
-    assert report["targets"]["cuda:sm_90"] == {"compiles": True, "why_not": None}
+    assert report["targets"]["cuda:sm_90"].items() > {"compiles": True, "why_not": None}.items()
     assert report["targets"]["onnx"] == {"compiles": True, "why_not": None}
     done = call("doctor")
     assert done.exit_code == 0

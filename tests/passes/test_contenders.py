@@ -239,5 +239,6 @@ def test_the_gpu_of_the_target_is_asked(asked, monkeypatch):
     monkeypatch.setattr(contenders, "GpuClock", Device)
     with kernels.checking("triton"):
         judge = judge_for(GPU, Bounds(2, 8))
-    assert [b.name for b in judge.buckets] == ["decode, 1 row", "decode, 2 rows", "prefill, 8 tokens"]
+    assert [b.name for b in judge.buckets] == ["decode, 1 row", "decode, 2 rows", "prefill, 8 tokens", "image, 32 patches",
+                                               "picture, 32 x 32", "picture, 64 x 64"]
     assert isinstance(judge.measure, Race)

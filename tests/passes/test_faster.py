@@ -11,7 +11,7 @@ from proving import graph_of
 from glmc.passes import declare
 from glmc.passes.choose import choose
 from glmc.passes.contenders import as_engine_fx, runnable
-from glmc.passes.faster import WON_BACK, buckets, notes, refusal, settle
+from glmc.passes.faster import WON_BACK, Judge, beside, buckets, notes, refusal, settle
 from glmc.passes.lower import Bounds
 from glmc.target import named
 
@@ -49,6 +49,44 @@ def test_buckets_lie_within_the_bounds(bounds, names):
 
 def test_an_indexer_has_enough_slots_in_every_bucket():
     assert all(b.sizes["L"] >= 2048 for b in buckets(Bounds(2, 512, least=2048)))
+
+
+@pytest.mark.parametrize(("bounds", "patches"), [(Bounds(1, 4096), [1024, 4096]), (Bounds(1, 100_000), [1024, 4096]),
+                                                 (Bounds(4, 600), [1024, 2400]), (Bounds(1, 8), [32])])
+def test_images_beside_the_text_are_such_as_a_prompt_holds(bounds, patches):
+    images = [b for b in beside(bounds) if "F" in b.sizes]
+    assert [(b.name, b.sizes["P"], 4 * b.sizes["M"]) for b in images] == [(f"image, {n} patches", n, n) for n in patches]
+    assert not any(b.decode for b in beside(bounds))
+
+
+@pytest.mark.parametrize(("letters", "names"), [
+    ("BSL", [b.name for b in BUCKETS]), ("BSLM", [b.name for b in BUCKETS]),
+    ("MF", ["image, 1024 patches", "image, 4096 patches"]), ("PF", ["image, 1024 patches", "image, 4096 patches"]),
+    ("HW", ["picture, 32 x 32", "picture, 64 x 64"]), ("BT", ["picture, 32 x 32", "picture, 64 x 64"]),
+    ("BTHWK", ["picture, 32 x 32", "picture, 64 x 64"]), ("BX", ["no bucket"])])
+def test_each_part_is_timed_where_its_sizes_are_known(letters, names):
+    piece = racing.piece()
+    judge = Judge((*BUCKETS, *beside(Bounds(4, 4096))), lambda piece, bucket, values: racing.timing(bucket, racing.FAST))
+    timings = judge.timings(piece, {f"s{n}": letter for n, letter in enumerate(letters, 100)})
+    assert [t.bucket.name for t in timings] == names
+    assert timings[0].figures or timings[0].reasons == {"inputs": "none has the sizes B, X"}
+
+
+SMALL, LARGE = (bucket.name for bucket in beside(Bounds(1, 4096)) if "F" in bucket.sizes)
+
+
+@pytest.mark.parametrize(("told", "reason"), [
+    ({}, None),
+    ({SMALL: {"ours": 3.1, "plain": 2.9}}, "slower here: image, 1024 patches: ours 3.1 us, plain steps 2.9 us"),
+    ({LARGE: {"ours": 31, "plain": 29}}, "slower here: image, 4096 patches: ours 31 us, plain steps 29 us"),
+    ({SMALL: {"ours": 1.0, "plain": 100.0}, LARGE: {"ours": 6.0, "plain": 5.0}},
+     "slower here: image, 4096 patches: ours 6 us, plain steps 5 us"),
+    ({LARGE: {"ours": 3.1, "plain": 3.08}}, None),
+    ({LARGE: {"inputs": "no memory"}}, None)], ids=str)
+def test_what_runs_once_for_an_image_wins_nothing_back(told, reason):
+    timings = tuple(racing.timing(bucket, told.get(bucket.name, racing.FAST)) for bucket in beside(Bounds(1, 4096))
+                    if "F" in bucket.sizes)
+    assert refusal(timings) == reason
 
 
 @pytest.mark.parametrize(("told", "reason"), [
@@ -135,11 +173,12 @@ def test_symbols_get_the_sizes_of_their_letters_and_others_are_told():
     shape = sites[0].tensors["visible"].meta["val"].shape
     letters = {str(shape[0]): "B", str(shape[2]): "S", str(shape[3]): "L"}
     settle(sites, graph, CPU, judge=judge, letters=letters)
-    assert [{letters[str(s)]: n for s, n in values.items()} for values in seen] == [judge.buckets[0].sizes]
+    assert [{letters[str(s)]: n for s, n in values.items()} for values in seen] == [
+        {letter: judge.buckets[0].sizes[letter] for letter in "BSL"}]
     _, verdicts = settle(sites, graph, CPU, judge=judge, letters={k: v for k, v in letters.items() if v != "L"})
     (verdict,) = verdicts.values()
     assert (verdict.reason, verdict.gain_us) == (None, None)
-    assert verdict.timings[0].reasons["inputs"].endswith("counts neither rows nor tokens nor slots")
+    assert verdict.timings[0].reasons["inputs"].endswith("is none of the part's")
 
 
 def test_inductor_that_is_faster_is_told_and_so_is_what_has_no_figure(overlapping):
