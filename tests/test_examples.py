@@ -61,6 +61,7 @@ def test_transformers_generate(artifact: tuple[Path, str], tmp_path: Path) -> No
     assert any(line.startswith("Blessed is the man") for line in lines)
 
 
+@pytest.mark.slow  # tests/test_backend.py has what it shows
 def test_torch_compile(tmp_path: Path) -> None:
     printed = run(EXAMPLES / "torch_compile.py", cwd=tmp_path)
     assert all(float(line.rsplit(" ", 1)[1]) < 1e-4 for line in printed.splitlines()[:3])

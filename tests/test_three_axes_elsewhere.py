@@ -102,8 +102,9 @@ def logits(found):
     return torch.cat(made, 1)
 
 
-@pytest.mark.parametrize("target", ELSEWHERE)
-@pytest.mark.parametrize("family", ["glm4v", "glm4v_moe"])
+@pytest.mark.parametrize(("family", "target"), [
+    *(("glm4v", target) for target in ELSEWHERE), ("glm4v_moe", "npu:ascend910b"),
+    pytest.param("glm4v_moe", "cuda:sm_90", marks=pytest.mark.slow)])
 def test_the_text_program_gives_the_cpus_logits(family, target):
     here, there = found_for(family, "fx"), found_for(family, target)
     assert not there.refused, "the packed form was not taken"
