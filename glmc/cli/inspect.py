@@ -48,7 +48,7 @@ def inspect(out: arguments.Out, html: pages.Html = None, json: arguments.Json = 
             return
         show.console().print(
             show.facts("artefact", _facts(opened, programs[MAIN])),
-            show.rows("files", ("file", "bytes"), [(n, e["bytes"]) for n, e in opened.files.items()]),
+            show.rows("files", ("file", "bytes"), _files(opened)),
             _regions(programs), *_notes("notes", ledger["notes"]), *_notes("over ranks", ledger.get("ranks", [])),
             *_kernels(opened), *_forms(opened, proofs), *_pieces(proofs),
             *show.ledger(ledger["ledger"]),
@@ -56,6 +56,13 @@ def inspect(out: arguments.Out, html: pages.Html = None, json: arguments.Json = 
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DamagedArtifact("a file of the artefact lacks a field, or holds another type", file=opened.folder,
                               found=f"{type(error).__name__}: {error}") from error
+
+
+def _files(opened: Artifact) -> list[tuple[str, int]]:
+    """Each file, but those of kernels, which `_kernels` lists, in one line."""
+    kernels = [name for name in opened.files if name.startswith("kernels/") and name != KERNELS]
+    lines = [(name, entry["bytes"]) for name, entry in opened.files.items() if name not in kernels]
+    return lines + [(f"kernels/, {len(kernels)} files", sum(opened.files[n]["bytes"] for n in kernels))] * bool(kernels)
 
 
 def _kernels(opened: Artifact) -> list[Table]:
