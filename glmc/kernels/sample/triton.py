@@ -1,11 +1,12 @@
-"""Tokens from rows of logits: repetition penalty, temperature, top-k and top-p, and a draw by inverting the cumulative distribution.
+"""Tokens from rows of logits: repetition penalty, temperature, top-k, top-p, and a draw by the inverse cumulative distribution.
 
-Nothing is sorted. A row of V values is cut into parts of SHARE, a program each, which walk it in chunks. What top-k, top-p and the
-draw ask for is the first value, in ascending order and of equal ones by position, up to which there is more than a target: of
-values, or of their mass. Programs sum count and mass in BINS by size; those in the bins that can hold the answer are gathered, in
-order of position; one program a row then halves the range of their bits until one value is left, and counts among its equals.
+Nothing is sorted. A row of V values is cut into parts of SHARE, a program each, which walk it in chunks. What top-k, top-p and
+the draw look for is the first value, in ascending order and of equal ones by position, up to which there is more than a target:
+of values, or of their mass. Programs sum count and mass in bins by size; those in the bins that can hold the answer are
+gathered in order of position; one program a row then halves the range of their bits until one value is left, and counts among
+its equals.
 
-float32 values, float64 masses; every sum has one order, so the same logits and uniform give the same token.
+float32 values, float64 masses. Every sum has one order, so the same logits and uniform number always give the same token.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def score_kernel(logits, seen, scores, peaks, indices, penalty, temperature, STR
             marked = tl.load(seen + row * V + at, mask=at < V, other=0) != 0
             x = tl.where(marked, tl.where(x < 0, x * penalty, tl.math.div_rn(x, penalty)), x)
         if scores is not None:
-            x = tl.math.div_rn(x, temperature)
+            x = tl.where(at < V, tl.math.div_rn(x, temperature), float("-inf"))
             tl.store(scores + row * V + at, x, mask=at < V)
             low = tl.minimum(low, tl.where(x > float("-inf"), x, float("inf")))
         better = (x > best) | (x != x)
@@ -88,7 +89,7 @@ def greedy_kernel(peaks, indices, tokens, told, rows, V: tl.constexpr, PARTS: tl
 
 @triton.jit
 def crossing(total, there, target, N: tl.constexpr):
-    """The first of N that is `there` and up to which the `total` is more than `target`; the last that is there where none is."""
+    """The first of N that is `there` and up to which `total` is more than `target`; where none is, the last that is there."""
     place = tl.arange(0, N)
     over = tl.min(tl.where((total > target) & there, place, N), axis=0)
     return tl.minimum(over, tl.max(tl.where(there, place, 0), axis=0))
@@ -246,32 +247,26 @@ def gather_kernel(values, peaks, counts, masses, edges, uniforms, keys, position
 
 
 @triton.jit
-def between(keys, n, low, high, MASS: tl.constexpr, LIST: tl.constexpr):
-    """How many of the first n keys are `low` or more and below `high`; and the mass of those, or again how many."""
-    many, mass = tl.zeros((LIST,), tl.int32), tl.zeros((LIST,), tl.float64)
-    for start in range(0, n, LIST):
-        at = start + tl.arange(0, LIST)
-        key = tl.load(keys + at, mask=at < n, other=0)
-        mine = (at < n) & (key >= low) & (key < high)
-        many += mine.to(tl.int32)
-        if MASS:
-            mass += tl.where(mine, key.to(tl.float32, bitcast=True).to(tl.float64), 0.0)
-    count = tl.sum(many, axis=0)
-    return count, tl.sum(mass, axis=0) if MASS else count.to(tl.float64)
-
-
-@triton.jit
 def halve(keys, n, low, bits, before, target, MASS: tl.constexpr, LIST: tl.constexpr):
-    """Of the keys from `low` to low + 2^bits, `before` which there is so much, the first up to which there is more than `target`,
-    or the last: the key, how much is before it, and how many are equal to it."""
-    left, _ = between(keys, n, low, low + (tl.full((), 1, tl.int64) << bits), MASS, LIST)
+    """Of n keys those from `low` to low + 2^bits, in ascending order the first up to which there is more than `target`, or the
+    last; `before` them all there is so much. -> the key, how much is before it, and how many are equal to it."""
+    left, bits = -1, bits + 1  # the first round only counts them
     while bits > 0:
         bits -= 1
         middle = low + (tl.full((), 1, tl.int64) << bits)
-        many, more = between(keys, n, low, middle, MASS, LIST)
-        lower = ((before + more > target) & (many > 0)) | (many == left)
+        many, mass = tl.zeros((LIST,), tl.int32), tl.zeros((LIST,), tl.float64)
+        for start in range(0, n, LIST):
+            at = start + tl.arange(0, LIST)
+            key = tl.load(keys + at, mask=at < n, other=0)
+            mine = (at < n) & (key >= low) & (key < middle)
+            many += mine.to(tl.int32)
+            if MASS:
+                mass += tl.where(mine, key.to(tl.float32, bitcast=True).to(tl.float64), 0.0)
+        count = tl.sum(many, axis=0)
+        more = tl.sum(mass, axis=0) if MASS else count.to(tl.float64)
+        lower = (left < 0) | ((before + more > target) & (count > 0)) | (count == left)
         low, before = tl.where(lower, low, middle), tl.where(lower, before, before + more)
-        left = tl.where(lower, many, left - many)
+        left = tl.where(lower, count, left - count)
     return low, before, left
 
 
@@ -370,7 +365,7 @@ def run(logits: torch.Tensor, seen: torch.Tensor | None, uniforms: torch.Tensor 
     seen: bool [B, V], where the penalty applies; None for no penalty. uniforms: float64 [B] in [0, 1), None at temperature 0,
     which is greedy: the lowest index of the greatest score, V - 1 where one is NaN.
     -> tokens int64 [B], and float64 [3, B]: the tokens again; the greatest logit, NaN if one is; the greatest score after the
-    penalty, or for a draw the sum over which it is normalised. Where that is not finite nothing was drawn, and the token is any.
+    penalty, or of a draw the sum over which it is normalised: where that is not finite the token means nothing.
     """
     rows, vocabulary = logits.shape
     logits, stride = rows_of(logits)
