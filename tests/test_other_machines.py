@@ -18,6 +18,7 @@ import torch
 from fresh import without_a_compiler
 
 import glmc
+from glmc import kernels
 from glmc.against import against
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
@@ -106,6 +107,18 @@ def test_every_launch_within_the_bounds_was_built_ahead(gpu):
     with pytest.warns(UserWarning, match="compiled now"):
         assert sealed.find("0" * 16, "rope_kernel") is None
     assert sealed.missing == {"rope_kernel": 1}
+
+
+def test_the_choice_of_tokens_was_built_ahead(gpu):
+    config, _, artifact = gpu
+    sealed, choose = Sealed(artifact), kernels.load("sample", "triton").run
+    with triton.noted() as notes, torch.device("meta"):
+        for rows in (1, 2):
+            logits, uniforms = torch.empty(rows, config["vocab_size"]), torch.empty(rows, dtype=torch.float64)
+            choose(logits, None, None)
+            choose(logits, logits > 0, uniforms, penalty=1.2, temperature=0.7, top_k=20, top_p=0.9)
+    assert len(notes) == 10
+    assert all(sealed.find(one.digest, one.name) for one in notes)
 
 
 def test_a_gpu_artefact_gives_transformers_numbers_in_the_interpreter(gpu):

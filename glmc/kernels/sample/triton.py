@@ -136,7 +136,7 @@ def softmax_kernel(scores, peaks, least_kept, sums, leasts, V: tl.constexpr, SHA
         below = score - top
         power = tl.maximum(below.to(tl.float64) * LOG2E, -200.0)
         whole = tl.floor(power)  # the device's exp2 is only exact enough near 0
-        made = tl.exp2((power - whole).to(tl.float32)) * tl.exp2(whole.to(tl.float32))
+        made = tl.minimum(tl.exp2((power - whole).to(tl.float32)) * tl.exp2(whole.to(tl.float32)), 1.0)
         made = tl.where(below == below, made, below)
         if least_kept is not None:
             made = tl.where(score < tl.load(least_kept + row), 0.0, made)
@@ -255,13 +255,15 @@ def halve(keys, n, low, bits, before, target, MASS: tl.constexpr, LIST: tl.const
         bits -= 1
         middle = low + (tl.full((), 1, tl.int64) << bits)
         many, mass = tl.zeros((LIST,), tl.int32), tl.zeros((LIST,), tl.float64)
-        for start in range(0, n, LIST):
+        start = 0
+        while start < n:
             at = start + tl.arange(0, LIST)
             key = tl.load(keys + at, mask=at < n, other=0)
             mine = (at < n) & (key >= low) & (key < middle)
             many += mine.to(tl.int32)
             if MASS:
                 mass += tl.where(mine, key.to(tl.float32, bitcast=True).to(tl.float64), 0.0)
+            start += LIST
         count = tl.sum(many, axis=0)
         more = tl.sum(mass, axis=0) if MASS else count.to(tl.float64)
         lower = (left < 0) | ((before + more > target) & (count > 0)) | (count == left)
@@ -278,16 +280,8 @@ def threshold_kernel(keys, counts, edges, least_kept, top_k, V: tl.constexpr, PA
     count = tl.sum(tl.load(counts + (row * PARTS + lane) * BINS + number[None, :], mask=lane < PARTS, other=0), axis=0)
     first = tl.load(edges + row * 5 + 2)
     n, before = tl.sum(tl.where(number == first, count, 0), axis=0), tl.sum(tl.where(number < first, count, 0), axis=0)
-    least, most = tl.full((LIST,), 0x7FFFFFFF, tl.int32), tl.full((LIST,), -0x80000000, tl.int32)
-    for start in range(0, n, LIST):
-        at = start + tl.arange(0, LIST)
-        key = tl.load(keys + row * V + at, mask=at < n, other=0)
-        least, most = tl.minimum(least, tl.where(at < n, key, least)), tl.maximum(most, tl.where(at < n, key, most))
-    low, bits = tl.min(least, axis=0).to(tl.int64), 0
-    width = tl.max(most, axis=0).to(tl.int64) - low
-    while (width >> bits) > 0:
-        bits += 1
-    key, _, _ = halve(keys + row * V, n, low, bits, before.to(tl.float64), V - top_k, False, LIST)
+    lowest = tl.full((), -0x80000000, tl.int64)
+    key, _, _ = halve(keys + row * V, n, lowest, 32, before.to(tl.float64), V - top_k, False, LIST)
     key = key.to(tl.int32)
     tl.store(least_kept + row, tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True))
 
@@ -325,13 +319,14 @@ def nucleus_kernel(keys, positions, counts, masses, edges, uniforms, tokens, tol
     key, before, left = halve(keys, n, start, shift, before, target, True, LIST)
     each = key.to(tl.int32).to(tl.float32, bitcast=True).to(tl.float64)
     rank = fitting(target - before, each, left).to(tl.int32)
-    token = 0
-    for start in range(0, n, LIST):
+    token, start = 0, 0
+    while start < n:
         at = start + tl.arange(0, LIST)
         equal = (tl.load(keys + at, mask=at < n, other=0) == key) & (at < n)
         mine = equal & (tl.cumsum(equal.to(tl.int32), axis=0) - 1 == rank)
         token += tl.sum(tl.where(mine, tl.load(positions + at, mask=mine, other=0), 0), axis=0)
         rank -= tl.sum(equal.to(tl.int32), axis=0)
+        start += LIST
     tl.store(tokens + row, token.to(tl.int64))
     tl.store(told + row, token.to(tl.float64))
 
