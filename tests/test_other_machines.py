@@ -18,7 +18,6 @@ import torch
 from fresh import without_a_compiler
 
 import glmc
-from glmc import kernels
 from glmc.against import against
 from glmc.artifact import Artifact
 from glmc.errors import IncompatibleArtifact, UsageError
@@ -70,7 +69,7 @@ def test_a_gpu_artefact_holds_its_kernels_and_what_they_use(gpu):
     assert index["gpu"] == ["cuda", 90, 32]
     kernels = {k["kernel"].rsplit(".", 1)[1] for k in index["kernels"]}
     assert {"rms_norm_kernel", "add_rms_norm_kernel", "split_qkv_norm_rope_kernel", "attention_kernel", "moe_route_kernel",
-            "gate_up_kernel", "grouped_mm_kernel", "silu_mul_kernel"} <= kernels
+            "gate_up_kernel", "grouped_mm_kernel", "silu_mul_kernel", "greedy_kernel", "nucleus_kernel"} <= kernels
     for kernel in index["kernels"]:
         assert kernel["spilled_bytes"] == 0, kernel["name"]
         assert 0 < kernel["registers"] <= 255
@@ -107,18 +106,6 @@ def test_every_launch_within_the_bounds_was_built_ahead(gpu):
     with pytest.warns(UserWarning, match="compiled now"):
         assert sealed.find("0" * 16, "rope_kernel") is None
     assert sealed.missing == {"rope_kernel": 1}
-
-
-def test_the_choice_of_tokens_was_built_ahead(gpu):
-    config, _, artifact = gpu
-    sealed, choose = Sealed(artifact), kernels.load("sample", "triton").run
-    with triton.noted() as notes, torch.device("meta"):
-        for rows in (1, 2):
-            logits, uniforms = torch.empty(rows, config["vocab_size"]), torch.empty(rows, dtype=torch.float64)
-            choose(logits, None, None)
-            choose(logits, logits > 0, uniforms, penalty=1.2, temperature=0.7, top_k=20, top_p=0.9)
-    assert len(notes) == 10
-    assert all(sealed.find(one.digest, one.name) for one in notes)
 
 
 def test_a_gpu_artefact_gives_transformers_numbers_in_the_interpreter(gpu):

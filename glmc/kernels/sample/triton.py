@@ -196,7 +196,7 @@ def bound_of(rest):
     return (middle.to(tl.int64, bitcast=True) - (bits & 1)).to(tl.float64, bitcast=True)  # it rounds to the even one
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["top_k"])
 def gather_kernel(values, peaks, counts, masses, edges, uniforms, keys, positions, rest, top_k, V: tl.constexpr,
                   SHARE: tl.constexpr, PARTS: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, BINS: tl.constexpr):
     """The values in the bins that can hold the answer. masses None: the score that is the k-th; else what top-p, then the draw
@@ -272,7 +272,7 @@ def halve(keys, n, low, bits, before, target, MASS: tl.constexpr, LIST: tl.const
     return low, before, left
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["top_k"])
 def threshold_kernel(keys, counts, edges, least_kept, top_k, V: tl.constexpr, PARTS: tl.constexpr, LANES: tl.constexpr,
                      LIST: tl.constexpr, BINS: tl.constexpr):
     """The k-th score of each row."""
