@@ -130,6 +130,7 @@ def softmax_kernel(scores, peaks, least_kept, sums, leasts, V: tl.constexpr, SHA
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     top = peak(joined(peaks, row, 1, float("-inf"), PARTS, LANES))
     total, least = tl.zeros((CHUNK,), tl.float64), tl.full((CHUNK,), float("inf"), tl.float32)
+    kept = float("-inf") if least_kept is None else tl.load(least_kept + row)
     for start in range(0, SHARE, CHUNK):
         at = part * SHARE + start + tl.arange(0, CHUNK)
         score = tl.load(scores + row * V + at, mask=at < V, other=0.0)
@@ -138,9 +139,7 @@ def softmax_kernel(scores, peaks, least_kept, sums, leasts, V: tl.constexpr, SHA
         whole = tl.floor(power)  # the device's exp2 is only exact enough near 0
         made = tl.minimum(tl.exp2((power - whole).to(tl.float32)) * tl.exp2(whole.to(tl.float32)), 1.0)
         made = tl.where(below == below, made, below)
-        if least_kept is not None:
-            made = tl.where(score < tl.load(least_kept + row), 0.0, made)
-        made = tl.where(at < V, made, 0.0)
+        made = tl.where((score < kept) | (at >= V), 0.0, made)
         tl.store(scores + row * V + at, made, mask=at < V)
         total += made.to(tl.float64)
         least = tl.minimum(least, tl.where(made > 0.0, made, float("inf")))
