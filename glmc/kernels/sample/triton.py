@@ -117,10 +117,12 @@ def count_kernel(scores, peaks, counts, V: tl.constexpr, SHARE: tl.constexpr, PA
     high = tl.max(joined(peaks, row, 1, float("-inf"), PARTS, LANES), axis=0)
     number = tl.arange(0, BINS)
     count = tl.zeros((TILE, BINS), tl.int32)
-    for start in range(0, SHARE, TILE):
-        at = part * SHARE + start + tl.arange(0, TILE)
+    start, end = part * SHARE, tl.minimum(part * SHARE + SHARE, V)
+    while start < end:  # a count of rounds that the compiler does not know, lest it unroll them and spill
+        at = start + tl.arange(0, TILE)
         place = bin_of_score(tl.load(scores + row * V + at, mask=at < V, other=0.0), low, high, BINS)
         count += (tl.where(at < V, place, -1)[:, None] == number[None, :]).to(tl.int32)
+        start += TILE
     tl.store(counts + (row * PARTS + part) * BINS + number, tl.sum(count, axis=0))
 
 
@@ -170,8 +172,9 @@ def weigh_kernel(weights, peaks, sums, leasts, counts, masses, edges, told, rest
             tl.store(edges + row * 5 + 1, shift)
     number = tl.arange(0, BINS)
     count, mass = tl.zeros((TILE, BINS), tl.int32), tl.zeros((TILE, BINS), tl.float64)
-    for start in range(0, SHARE, TILE):
-        at = part * SHARE + start + tl.arange(0, TILE)
+    start, end = part * SHARE, tl.minimum(part * SHARE + SHARE, V)
+    while start < end:  # as above
+        at = start + tl.arange(0, TILE)
         weight = tl.math.div_rn(tl.load(weights + row * V + at, mask=at < V, other=0.0), divisor)
         weight = tl.where(weight == weight, weight, 0.0)
         tl.store(weights + row * V + at, weight, mask=at < V)
@@ -181,6 +184,7 @@ def weigh_kernel(weights, peaks, sums, leasts, counts, masses, edges, told, rest
             mass += tl.where(mine, weight.to(tl.float64)[:, None], 0.0)
         else:
             mass += weight.to(tl.float64)[:, None]
+        start += TILE
     tl.store(masses + (row * PARTS + part) * BINS + number, tl.sum(mass, axis=0))
     if BINS > 1:
         tl.store(counts + (row * PARTS + part) * BINS + number, tl.sum(count, axis=0))
