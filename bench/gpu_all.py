@@ -69,6 +69,7 @@ def jobs(out: Path, scratch: Path) -> Iterator[Job]:
     gone = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
     yield Job("room", [sys.executable, "-c", gone, str(scratch / "dense")], 0, 30)
     yield Job("coded", bench("gpu_coded.py", "--out", str(out / "coded.json")), 20, 60)
+    yield Job("sampling", bench("gpu_sampling.py", "--out", str(out / "sampling.json")), 15, 45)
     yield Job("sanitizer", tests("tests/kernels/test_sanitizer.py"), 60, 200)
     yield Job("air", decode("air", "air", *air, "--layers", "fit", "--peers", ""), 90, 240)
     yield Job("air-peers", decode("air-peers", "air_peers", *air, "--layers", "4"), 60, 150)

@@ -1,7 +1,7 @@
 """Build every Triton kernel that a model's programs will start, for a GPU that need not be here.
 
 Each region runs once on meta tensors for every form and a ladder of sizes, with launches noted instead of made: the host
-code of the kernels itself says what it will ask for.
+code of the kernels itself says what it will ask for. So does the choice of tokens from the logits of the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx.experimental import _config
 
-from glmc.kernels import triton
+from glmc.kernels import load, triton
 from glmc.native.keep import Keep
 from glmc.passes.lower import Bounds, sample
 from glmc.program import FORMS, KERNELS, MAIN, Program
@@ -26,6 +26,8 @@ PICTURING = ("glyph", "dit", "vae_decode", "vae_encode", "vq")
 """Parts whose sizes are those of pictures."""
 SIDE, MOST_TEXT = 128, 256
 """Patches of the side of a large picture; bytes of a long text in it."""
+CHOICES: tuple[dict[str, Any], ...] = ({}, *({"temperature": 0.5, "top_k": k, "top_p": p} for k in (0, 1) for p in (0.5, 1.0)))
+"""What may be asked of the choice of a token, as far as it is other kernels; numbers are theirs to read."""
 
 
 def ladder(most: int) -> list[int]:
@@ -51,10 +53,21 @@ def tried(part: str, bounds: Bounds) -> list[dict[str, int]]:
     return [{"M": blocks, "P": blocks, "F": images} for blocks in ladder(bounds.max_len) for images in (1, 2)]
 
 
+def choose(program: Program, bounds: Bounds) -> None:
+    """Choose tokens from logits of the text, in every way and for every number of rows; on meta tensors."""
+    step = next(s for s in program.steps if program.logits in s.outputs)
+    logits = program.regions[step.region].outputs[step.outputs.index(program.logits)]
+    for rows in {1, *ladder(bounds.max_batch)}:
+        given = torch.empty((rows, int(logits.shape[-1])), dtype=getattr(torch, logits.dtype))
+        for seen in (None, torch.empty(given.shape, dtype=torch.bool)):
+            for asked in CHOICES:
+                load("sample", "triton").run(given, seen, torch.empty(rows, dtype=torch.float64) if asked else None, **asked)
+
+
 @torch.no_grad()
 def launches(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds: Bounds) -> list[triton.Launch]:
-    """Every distinct launch of the regions' kernels within the bounds, in the order of their names. A region is tried with
-    each set of forms in which steps bring its weights."""
+    """Every distinct launch within the bounds, of the regions' kernels and of those that choose tokens, in the order of their
+    names. A region is tried with each set of forms in which steps bring its weights."""
     # A mask's values are not there.
     all_true = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
     with triton.noted() as notes, torch.device("meta"), all_true:
@@ -67,6 +80,8 @@ def launches(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds:
                 bound(*(keep.bound(torch.empty(keep.stored()[1], dtype=torch.uint8 if keep.gpu else torch.float32)) if keep else
                         sample(spec, role, made, bounds)
                         for keep, (_, role, spec) in zip(kept, region.inputs, strict=True)))
+        if MAIN in programs:
+            choose(programs[MAIN], bounds)
     return sorted(notes, key=lambda asked: (asked.name, asked.digest))
 
 

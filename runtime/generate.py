@@ -79,7 +79,7 @@ def _loop(model: Model, prompts: list[Prompt], max_new_tokens: int, sampling: Sa
     began = time.perf_counter()
     rows = len(prompts)
     holder = model.take_cache()
-    sampler = Sampler(_agreed(model, sampling), rows)
+    sampler = Sampler(_agreed(model, sampling), rows, model.device.calling)
     answers = [Generation(prompt_tokens=len(prompt.ids), seed=sampler.seed, notes=list(prompt.notes)) for prompt in prompts]
     streams = [model.text.stream() if model.text.decodes else None for _ in prompts]
     stops = model.text.stop_ids

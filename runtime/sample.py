@@ -2,21 +2,25 @@
 
 Greedy (temperature 0) is one pass over the logits. Sampling draws one uniform number per row and step from that row's
 own CPU generator and inverts the cumulative distribution, so a draw depends neither on the batch nor on the device. Logits
-that are on a device are chosen from there (`glmc.runtime.draw`).
+that are on a GPU are chosen from there, by kernels of our own (`glmc.kernels.sample`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from glmc import kernels
 from glmc.errors import RequestOutOfBounds, UsageError
-from glmc.runtime import draw
+from glmc.runtime import choice
+from glmc.runtime.choice import Choice
 from glmc.runtime.transfer import to_device
 
 
@@ -120,13 +124,15 @@ class Sampler:
 
     `seed` is the seed in use, for reporting. Every row has its own generator with that same seed, so a prompt samples
     the same tokens alone and in any batch; equal prompts in one batch therefore sample equal tokens. `step` counts
-    the calls made so far.
+    the calls made so far. calling: entered around the kernels of a GPU, as a device has it for its regions.
     """
 
-    def __init__(self, sampling: Sampling, rows: int) -> None:
+    def __init__(self, sampling: Sampling, rows: int,
+                 calling: Callable[[], AbstractContextManager] = contextlib.nullcontext) -> None:
         _require(_is_int(rows) and rows > 0, "rows", "a whole number, 1 or more", rows)
         self.sampling = sampling
         self.rows = rows
+        self._calling = calling
         self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.step = 0
         self._generators = [torch.Generator().manual_seed(self.seed) for _ in range(rows)]
@@ -146,11 +152,11 @@ class Sampler:
 
     def __call__(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None = None) -> Tensor:
         """The next token of every row, LongTensor [B] on the logits' device, once it is known to be one. See `choose`."""
-        choice = self.choose(logits, seen)
-        choice.ids()
-        return choice.tokens
+        chosen = self.choose(logits, seen)
+        chosen.ids()
+        return chosen.tokens
 
-    def choose(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None = None) -> draw.Choice:
+    def choose(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None = None) -> Choice:
         """The next token of every row, on the logits' device; from a GPU the host has not heard yet of what is chosen.
 
         logits: float32 or bfloat16 [B, V]. seen: what the penalty applies to in this call instead of what the sampler
@@ -160,16 +166,16 @@ class Sampler:
         if logits.dim() != 2 or logits.shape[0] != self.rows or not logits.shape[1] or not logits.is_floating_point():
             raise RequestOutOfBounds("the logits do not fit the sampler", expected=f"float [{self.rows}, V]",
                                      found=f"{logits.dtype} {list(logits.shape)}")
-        choice = (self.here if logits.device.type == "cpu" else self.there)(logits, seen)
+        chosen = (self.here if logits.device.type == "cpu" else self.there)(logits, seen)
         if self._seen is not None:
-            self._seen.scatter_(1, choice.tokens[:, None], True)
+            self._seen.scatter_(1, chosen.tokens[:, None], True)
         self.step += 1
-        return choice
+        return chosen
 
-    def here(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None) -> draw.Choice:
+    def here(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None) -> Choice:
         """`choose` on a CPU: row by row, of each only what can be chosen. Counts no step."""
         tokens, values = largest(logits)
-        draw.refuse_unless_finite(values.tolist(), draw.LOGITS, self.step)
+        choice.refuse_unless_finite(values.tolist(), choice.LOGITS, self.step)
         options = self.sampling
         if options.repetition_penalty != 1 or options.temperature > 0:
             scores = logits.float()
@@ -179,30 +185,27 @@ class Sampler:
                 tokens = torch.stack([self._draw(row, scores[row] / options.temperature) for row in range(self.rows)])
             else:
                 tokens, values = largest(scores)
-                draw.refuse_unless_finite(values.tolist(), draw.PENALISED, self.step)
-        return draw.Choice(tokens, self.step)
+                choice.refuse_unless_finite(values.tolist(), choice.PENALISED, self.step)
+        return Choice(tokens, self.step)
 
-    def there(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None) -> draw.Choice:
+    def there(self, logits: Tensor, seen: Sequence[Tensor] | Tensor | None) -> Choice:
         """`choose` on a device: the same tokens, all rows at once, and nothing that the host would have to wait for."""
-        options, scores = self.sampling, logits.float()
-        tokens, values = draw.greedy(logits)
-        maxima, totals = [(draw.LOGITS, values)], None
-        if options.repetition_penalty != 1:
-            scores = draw.penalised(scores, self._mask(logits, seen), options.repetition_penalty)
+        options, uniforms = self.sampling, None
+        mask = self._mask(logits, seen) if options.repetition_penalty != 1 else None
         if options.temperature > 0:
             uniforms = to_device(torch.stack([self._uniform(row) for row in range(self.rows)]), logits.device)
-            tokens, totals = draw.drawn(scores / options.temperature, uniforms, options.top_k, options.top_p)
-        elif options.repetition_penalty != 1:
-            tokens, values = draw.greedy(scores)
-            maxima.append((draw.PENALISED, values))
-        return draw.Choice(tokens, self.step, maxima, totals, self._options())
+        with self._calling():
+            tokens, told = kernels.load("sample", "triton").run(
+                logits, mask, uniforms, penalty=options.repetition_penalty, temperature=options.temperature,
+                top_k=options.top_k, top_p=options.top_p)
+        return Choice(tokens, self.step, told, self._options() if options.temperature > 0 else None)
 
     def _draw(self, row: int, scores: Tensor) -> Tensor:
         """One token id (int64 scalar) of `row` from scores [V] float32, by inverting the cumulative distribution."""
         ids, weights = survivors(scores, self.sampling.top_k, self.sampling.top_p)
         cumulative = weights.double().cumsum(0)
         total = cumulative[-1].item() if weights.numel() else math.nan
-        draw.refuse_unless_drawn(total, row, self.step, self._options())
+        choice.refuse_unless_drawn(total, row, self.step, self._options())
         # A uniform is at most 1 - 2**-53, so the product rounds below total: some sum exceeds it, and the first has weight > 0.
         return ids[torch.searchsorted(cumulative, self._uniform(row).item() * total, right=True)]
 

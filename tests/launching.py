@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,8 +90,17 @@ def rows_of_lanes() -> Iterator[Call]:
     yield kernels.load("pick_lanes", "triton").run, torch.randn(3, 70, 33), [(i * 7 + 2) % 3 for i in range(33)]
 
 
+def choices() -> Iterator[Call]:
+    """Each way of choosing a token, of a vocabulary that is cut among programs."""
+    choose = kernels.load("sample", "triton").run
+    for options in ({}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 40}, {"temperature": 0.7, "top_p": 0.8},
+                    {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "penalty": 1.3}):
+        uniforms = torch.rand(2, dtype=torch.float64) if options else None
+        yield partial(choose, **options), torch.randn(2, 2100) * 3, torch.rand(2, 2100) < 0.3, uniforms
+
+
 FURTHER = {"linear": products, "dequantise": coded_matrices, "grouped_mm": grouped_products, "moe_experts": experts,
-           "attention": contexts, "latent_attention": latent_contexts, "pick_lanes": rows_of_lanes}
+           "attention": contexts, "latent_attention": latent_contexts, "pick_lanes": rows_of_lanes, "sample": choices}
 """Op -> calls beside those of its fusion's forms: contexts cut among programs, coded matrices, ops that are no fusion."""
 
 

@@ -55,7 +55,7 @@ def test_a_gpu_artefact_holds_its_kernels_and_what_they_use(gpu):
     assert index["gpu"] == ["cuda", 90, 32]
     kernels = {k["kernel"].rsplit(".", 1)[1] for k in index["kernels"]}
     assert {"rms_norm_kernel", "add_rms_norm_kernel", "split_qkv_norm_rope_kernel", "attention_kernel", "moe_route_kernel",
-            "gate_up_kernel", "grouped_mm_kernel", "silu_mul_kernel"} <= kernels
+            "gate_up_kernel", "grouped_mm_kernel", "silu_mul_kernel", "greedy_kernel", "nucleus_kernel"} <= kernels
     for kernel in index["kernels"]:
         assert kernel["spilled_bytes"] == 0, kernel["name"]
         assert 0 < kernel["registers"] <= 255

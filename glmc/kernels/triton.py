@@ -32,8 +32,8 @@ from glmc.errors import UsageError
 from glmc.kernels import built, driver, has, holding, load
 
 VERSION: str = triton.__version__
-_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
-          torch.bool: "i1", torch.uint8: "u8"}
+_TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64",
+          torch.int32: "i32", torch.bool: "i1", torch.uint8: "u8"}
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def prior(model: Model, prompt: str, height: int, width: int, images: Sequence[A
     if sources:
         ids[ids == settings.marks.image_id] = torch.cat([tokens.flatten() for tokens in sources])
     model.check_ids(ids.tolist())
-    sampler = Sampler(settings.sampling if sampling is None else sampling, 1)
+    sampler = Sampler(settings.sampling if sampling is None else sampling, 1, model.device.calling)
     generated = _generated(model, ids.tolist(), one, settings.marks.codes, sampler)
     return Prior(upsampled(extracted(generated, one.params)), tuple(map(upsampled, sources)), generated, sampler.seed)
 

@@ -58,9 +58,9 @@ def asked():
 def test_no_kernel_is_left_out(asked):
     files = {name for name in kernels.names() if kernels.has(name, "triton")}
     used = {launch.kernel.fn.__module__.split(".")[2] for launch in asked}
-    # pick_lanes only stands alone, qk_norm_rope starts the kernel of rope, linear and dequantise are no fusions: they have
-    # tests of their own. The last three are torch's own steps and start nothing of ours.
-    others = {"pick_lanes", "qk_norm_rope", "linear", "dequantise"}
+    # pick_lanes only stands alone, qk_norm_rope starts the kernel of rope, linear, dequantise and sample are no fusions: they
+    # have tests of their own. The last three are torch's own steps and start nothing of ours.
+    others = {"pick_lanes", "qk_norm_rope", "linear", "dequantise", "sample"}
     assert used | others | {"attention_packed", "place_media", "position_table"} == files
 
 

@@ -8,6 +8,7 @@ import torch
 from fresh import without_a_compiler
 
 import glmc
+from glmc import kernels
 from glmc.against import against
 from glmc.artifact import Artifact
 from glmc.errors import NumericError
@@ -107,6 +108,32 @@ def test_the_gpu_chooses_what_the_cpu_would(sampling, dtype):
         assert cpu(step).tolist() == gpu.choose(step.cuda()).ids()
 
 
+@pytest.mark.parametrize("sampling", [Sampling(1.0, seed=1), Sampling(1.0, top_k=7, seed=2), Sampling(0.6, top_p=0.9, seed=3),
+                                      Sampling(1.0, top_p=1e-9, seed=4), Sampling(2.0, 300, 0.999, 1.2, seed=5)], ids=str)
+@pytest.mark.parametrize("kind", ["ties", "flat", "few", "odd"])
+def test_the_gpu_chooses_what_the_cpu_would_from_hard_rows(kind, sampling):
+    size = 50_003 if kind == "odd" else 151_552
+    logits = torch.randn(4, 3, size, generator=torch.Generator().manual_seed(5)) * (0.0 if kind == "flat" else 4)
+    if kind == "ties":
+        logits = logits.round()
+    if kind == "few":
+        logits[..., 40:-9] = -torch.inf
+    cpu, gpu = Sampler(sampling, 3), Sampler(sampling, 3)
+    for sampler in (cpu, gpu):
+        sampler.observe(2, range(500))
+    for step in logits:
+        assert cpu(step).tolist() == gpu.choose(step.cuda()).ids()
+
+
+def test_a_choice_repeats_bit_by_bit():
+    """Many programs, one order of every sum."""
+    logits = (torch.randn(64, 151_552, generator=torch.Generator().manual_seed(6)) * 2).cuda()
+    uniforms = torch.rand(64, dtype=torch.float64).cuda()
+    run = kernels.load("sample", "triton").run
+    first, *others = (run(logits, None, uniforms, temperature=1.0, top_k=9_000, top_p=0.97) for _ in range(20))
+    assert all(all(map(torch.equal, first, other)) for other in others)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_gpu_takes_the_lowest_of_equal_maxima_and_refuses_what_is_not_finite(dtype):
     draw = torch.Generator().manual_seed(1)
@@ -121,12 +148,13 @@ def test_the_gpu_takes_the_lowest_of_equal_maxima_and_refuses_what_is_not_finite
     assert fault.value.field == "row 1, step 0"
 
 
-def test_sampled_answers_repeat(made):
+def test_sampled_answers_repeat(made, recwarn):
     config, _, _, _, session = made
     rows = models.prompts(config["vocab_size"], 4, 11)
     options = {"max_new_tokens": 30, "temperature": 0.9, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1}
     first, again, other = ([a.token_ids for a in session.generate_batch(rows, seed=seed, **options)] for seed in (5, 5, 6))
     assert first == again != other
+    assert not [w for w in recwarn if "compiled now" in str(w.message)]
 
 
 def test_every_step_agrees_with_the_published_model_on_the_gpu(made):

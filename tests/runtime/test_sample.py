@@ -1,6 +1,5 @@
 """Sampling keeps exactly the tokens transformers' processors keep, with their probabilities, and is reproducible."""
 
-import dataclasses
 import math
 
 import pytest
@@ -15,6 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from glmc.errors import NumericError, RequestOutOfBounds, UsageError
+from glmc.kernels import triton
 from glmc.runtime.sample import Sampler, Sampling, penalised, survivors
 
 INF, NAN = math.inf, math.nan
@@ -91,8 +91,10 @@ def test_top_p_cuts_ties_from_the_lowest_id():
 
 @pytest.fixture(params=["here", "there"])
 def place(request, monkeypatch):
-    """Both ways of choosing."""
+    """Both ways of choosing, that of a GPU in Triton's interpreter."""
     monkeypatch.setattr(Sampler, "here", getattr(Sampler, request.param))
+    with triton.interpreted():
+        yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,16 +192,12 @@ def test_a_temperature_or_penalty_beyond_float32_is_refused(place):
             sampler(torch.tensor([[1.0, 0.5]]))
 
 
-@settings(max_examples=150, deadline=None)
-@given(sampling=st.one_of(samplings, st.builds(Sampling, repetition_penalty=st.floats(0.3, 3))), seed=st.integers(0, 2**31),
-       vocab=st.integers(1, 60), bf16=st.booleans(), grid=st.booleans())
-def test_a_device_chooses_what_the_host_would(sampling, seed, vocab, bf16, grid):
-    """The code for devices, here on CPU tensors: the same seeds, the same logits, the same tokens."""
-    sampling = dataclasses.replace(sampling, seed=seed)
-    logits = torch.randn(5, 3, vocab, generator=torch.Generator().manual_seed(seed)) * 5
-    logits = logits.round() if grid else logits
-    logits = logits.bfloat16() if bf16 else logits
-    here, there = Sampler(sampling, 3), Sampler(sampling, 3)
+@pytest.mark.parametrize("sampling", [
+    Sampling(), Sampling(repetition_penalty=1.4), Sampling(1.0, seed=3), Sampling(0.8, 5, 0.95, 1.1, seed=1)], ids=str)
+def test_a_device_chooses_step_by_step_what_the_host_would(sampling):
+    """The code for GPUs, interpreted: the same seeds, the same logits, the same tokens, which the penalty remembers."""
+    logits = torch.randn(3, 2, 30, generator=torch.Generator().manual_seed(3)) * 3
+    here, there = Sampler(sampling, 2), Sampler(sampling, 2, triton.interpreted)
     there.here = there.there
     for sampler in (here, there):
         sampler.observe(1, [0, 5])
@@ -208,17 +206,9 @@ def test_a_device_chooses_what_the_host_would(sampling, seed, vocab, bf16, grid)
         assert here(step).tolist() == choice.ids() == choice.tokens.tolist()
 
 
-@pytest.mark.parametrize("sampling", [Sampling(seed=1), Sampling(0.8, 50, 0.95, 1.1, seed=1), Sampling(1.0, top_p=0.9, seed=1)])
-def test_a_device_chooses_from_a_wide_vocabulary_what_the_host_would(sampling):
-    logits = torch.randn(4, 2, 151_552, generator=torch.Generator().manual_seed(3)) * 4
-    here, there = Sampler(sampling, 2), Sampler(sampling, 2)
-    there.here = there.there
-    assert [here(step).tolist() for step in logits] == [there(step).tolist() for step in logits]
-
-
 def test_a_device_is_asked_once_and_late(monkeypatch):
     """Choosing asks for no value; `ids` is where the host waits, and where it learns what cannot be."""
-    sampler = Sampler(Sampling(0.7, 3, 0.9, 1.2, seed=2), 2)
+    sampler = Sampler(Sampling(0.7, 3, 0.9, 1.2, seed=2), 2, triton.interpreted)
     sampler.here = sampler.there
     asked = []
     for name in ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__"):

@@ -18,7 +18,7 @@ import glmc
 from glmc import machine
 from glmc.artifact import canonical, manifest_digest
 from glmc.errors import DamagedArtifact, IncompatibleArtifact, NumericError, RequestOutOfBounds, UsageError
-from glmc.runtime.draw import Choice
+from glmc.runtime.choice import Choice
 
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1}
 
