@@ -30,7 +30,7 @@ KNOBS = {k.name: k for k in (
     Knob("GLMC_DEADLINE", int, 60, "the most seconds that one of several processes waits for another, in any stage"),
     Knob("GLMC_FAULT", str, "", "a fault to plant in one of several processes, for tests: rank=1,stage=decode,kind=kill"),
     Knob("GLMC_API_KEY", str, "", "the key that an endpoint wants which `glmc bench` measures; never shown", secret=True),
-    Knob("GLMC_CACHE", str, "", "a folder where compiled regions are kept between compilations; empty means none"),
+    Knob("GLMC_CACHE", str, "", "a folder where compiled regions and kernels are kept between compilations; empty means none"),
 )}
 
 

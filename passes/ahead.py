@@ -7,6 +7,7 @@ code of the kernels itself says what it will ask for. So does the choice of toke
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx.experimental import _config
 
+from glmc import knobs
 from glmc.kernels import load, triton
 from glmc.native.keep import Keep
 from glmc.passes.lower import Bounds, sample
@@ -124,11 +126,36 @@ class Built:
 
 
 def _built(asked: triton.Launch, gpu: triton.Gpu, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
-    """A launch built into `folder`: Triton's description, the binary, and what it uses."""
-    with tempfile.TemporaryDirectory(prefix="triton-", dir=folder) as scratch:
-        binary, described, used = triton.build(asked, gpu, Path(scratch))
-    name = f"{asked.name}-{asked.digest}"
-    return _written(folder / f"{name}.json", _json(described)), _written(folder / f"{name}.{_ending(gpu)}", binary), used
+    """A launch built into `folder`, or copied there from GLMC_CACHE: Triton's description, the binary, and what it uses."""
+    cache, name = knobs.get("GLMC_CACHE"), f"{asked.name}-{asked.digest}"
+    made = [folder / f"{name}.json", folder / f"{name}.{_ending(gpu)}"]
+    key = "-".join(map(str, (name, *gpu, triton.VERSION, triton.assembler(gpu))))
+    kept = Path(cache) / key if cache else None
+    if kept is None or not kept.is_dir():
+        with tempfile.TemporaryDirectory(prefix="triton-", dir=folder) as scratch:
+            binary, described, used = triton.build(asked, gpu, Path(scratch))
+        for path, data in zip(made, (_json(described), binary), strict=True):
+            _written(path, data)
+        if kept is not None:
+            _keep(kept, [*made, _written(folder / "used", _json(used))])
+        return made[0], made[1], used
+    for path in made:
+        shutil.copyfile(kept / path.name, path)
+    return made[0], made[1], json.loads((kept / "used").read_text())
+
+
+def _keep(kept: Path, files: list[Path]) -> None:
+    """Put files into the cache as the folder `kept`: whole, or not at all where another process was quicker."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    passing = Path(tempfile.mkdtemp(prefix=".passing-", dir=kept.parent))
+    for path in files:
+        shutil.copyfile(path, passing / path.name)
+    try:
+        passing.rename(kept)
+    except OSError:
+        if not kept.is_dir():
+            raise
+        shutil.rmtree(passing)
 
 
 def _ending(gpu: triton.Gpu) -> str:

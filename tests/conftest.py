@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # the workers share the folder of the process that started them
     config.glmc_cache = tempfile.mkdtemp(prefix="glmc-tests-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["TESTS_FOLDER"] = config.glmc_cache
+    os.environ["GLMC_CACHE"] = os.path.join(config.glmc_cache, "compiled")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

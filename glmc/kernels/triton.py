@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import types
 import warnings
@@ -286,15 +287,14 @@ def build(asked: Launch, gpu: Gpu, cache_folder: Path) -> tuple[bytes, dict[str,
 
     The last holds registers a thread, bytes of shared memory a program and bytes of registers that were spilled.
     """
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(cache_folder)
+    with triton.knobs.cache.scope(), triton.knobs.nvidia.scope(), contextlib.redirect_stdout(io.StringIO()) as said:
+        triton.knobs.cache.dir, triton.knobs.nvidia.dump_ptxas_log = str(cache_folder), True
         made = triton.compile(asked.source(), GPUTarget(*gpu), {"num_warps": asked.warps, "num_stages": asked.stages})
     binary = made.asm["cubin" if gpu[0] == "cuda" else "hsaco"]
     built.check_plain(asked.name, asked.parameters(), made)
     described = {k: v for k, v in json.loads(json.dumps(made.metadata._asdict(), default=vars)).items()
                  if not (isinstance(v, str) and v.startswith("/")) and k != "extern_libs"}
-    used = (built.used_on_nvidia(made.asm["ptx"], int(gpu[1]), _ptxas(int(gpu[1])).path, cache_folder) if gpu[0] == "cuda"
-            else built.used_on_amd(made.asm["amdgcn"]))
+    used = built.used_on_nvidia(said.getvalue()) if gpu[0] == "cuda" else built.used_on_amd(made.asm["amdgcn"])
     return binary, described, {**used, "shared_bytes": described["shared"]}
 
 

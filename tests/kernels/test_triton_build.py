@@ -9,7 +9,7 @@ import traced
 from glmc import kernels
 from glmc.errors import UnsupportedTarget
 from glmc.kernels import triton
-from glmc.passes import declare
+from glmc.passes import ahead, declare
 from glmc.target import TARGETS
 
 GPUS = {name: target.gpu for name, target in TARGETS.items() if target.gpu is not None}
@@ -93,3 +93,29 @@ def test_a_missing_language_is_named(monkeypatch):
     monkeypatch.setattr(kernels.importlib, "import_module", gone)
     with pytest.raises(UnsupportedTarget, match="not installed"):
         kernels.load("rms_norm", "triton")
+
+
+def test_a_kernel_is_built_once_where_a_cache_is_given(tmp_path, monkeypatch):
+    x = torch.empty(4, 32, device="meta", dtype=torch.bfloat16)
+    monkeypatch.setenv("GLMC_CACHE", str(tmp_path / "kept"))
+    real, built = triton.build, []
+    monkeypatch.setattr(triton, "build", lambda asked, gpu, folder: built.append(gpu) or real(asked, gpu, folder))
+
+    def files(gpu):
+        (tmp_path / f"out{len(built)}").mkdir(exist_ok=True)
+        (asked,) = noted
+        description, binary, used = ahead._built(asked, gpu, tmp_path / f"out{len(built)}")
+        return description.read_bytes(), binary.read_bytes(), used
+
+    with triton.noted() as noted, torch.device("meta"):
+        kernels.load("rms_norm", "triton").run(x, None, eps=1e-5)
+    first = files(GPUS["cuda:sm_90"])
+    assert first[2]["registers"] > 0
+    assert files(GPUS["cuda:sm_90"]) == first
+    assert len(built) == 1
+    assert files(GPUS["cuda:sm_80"])[1] != first[1]
+    assert built == [GPUS["cuda:sm_90"], GPUS["cuda:sm_80"]]
+    monkeypatch.delenv("GLMC_CACHE")
+    assert files(GPUS["cuda:sm_90"])[2] == first[2]
+    assert len(built) == 3
+    assert not list(tmp_path.rglob(".passing-*"))
