@@ -14,6 +14,7 @@ import gpu_clock
 import torch
 from measure import summary
 from report import Report, default_out
+from torch.nn import functional
 
 from glmc import kernels
 from glmc.kernels.timing import microseconds
@@ -104,6 +105,36 @@ def attentions(report: Report, details: dict[str, Any]) -> None:
         details["attention"][name] = {"ours": summary(ours, 2), "torch": summary(theirs, 2)}
 
 
+FOLLOWED = {"GLM-4-9B gate and up": (27392, 4096, 0), "GLM-4-9B down and a sum": (4096, 13696, 1),
+            "GLM-4.5-Air shared gate and up": (2816, 4096, 0), "GLM-4.5-Air shared down and two sums": (4096, 1408, 2)}
+"""Product and what follows it: outputs, inputs, and the terms added; of none the halves are gate and up."""
+
+
+def after(product: Callable[..., torch.Tensor], joined: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor,
+          terms: list[torch.Tensor]) -> torch.Tensor:
+    """The product and, in launches of their own, what follows it: sums, or where there are no terms gate and up."""
+    made = product(x, weight)
+    return sum(terms, made) if terms else joined(*made.chunk(2, -1))
+
+
+def followed(report: Report, details: dict[str, Any]) -> None:
+    """A product of few rows that does what follows it, beside a launch for each and beside torch's steps."""
+    run, join = (kernels.load(op, "triton").run for op in ("linear", "silu_mul"))
+    steps = functional.linear, lambda gate, up: functional.silu(gate) * up
+    for name, (outputs, inputs, count) in FOLLOWED.items():
+        weights = [rand(outputs, inputs) for _ in range(max(4, (1 << 28) // (outputs * inputs)))]
+        for rows in (1, 8):
+            x, terms = rand(rows, inputs), [rand(rows, outputs) for _ in range(count)]
+            ways = {"one launch": [functools.partial(run, x, w, None, terms, gated=not terms) for w in weights],
+                    "a launch each": [functools.partial(after, run, join, x, w, terms) for w in weights],
+                    "torch": [functools.partial(after, *steps, x, w, terms) for w in weights]}
+            found = {way: microseconds(calls) for way, calls in ways.items()}
+            for way in ("a launch each", "torch"):
+                report.add(f"{name}, {rows} rows, over {way}",
+                           statistics.median(found[way]) / statistics.median(found["one launch"]), "x", NEVER, "higher")
+            details["followed"][f"{name}, {rows} rows"] = {way: summary(us, 2) for way, us in found.items()}
+
+
 def timed(call: Callable[..., Any], case: Case, sets: list[list[torch.Tensor | None]]) -> list[float]:
     return microseconds([functools.partial(call, *given, **case.scalars) for given in sets])
 
@@ -139,8 +170,9 @@ def main() -> None:
     copy = max(copies.values())
     report.add("copy", copy / 1e9, "GB/s")
     details: dict[str, Any] = {"device": gpu_clock.device(), "copies": copies, "shares": {}, "buckets": {}, "liger": {},
-                               "attention": {}}
+                               "attention": {}, "followed": {}}
     attentions(report, details)
+    followed(report, details)
     report.finish(HOW, details)  # now and then, so that what is known is not lost to what takes long
     for tokens in map(int, given.tokens.split(",")):
         for case in (*norms(tokens), *turns(tokens), *splits(tokens)):

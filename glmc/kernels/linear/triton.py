@@ -1,5 +1,5 @@
-"""A matrix times few rows of activations, each weight read once, and what follows the product in the same launch. Many rows: the
-library's product, of a quantised matrix with all of it decoded before, and what follows it in launches of its own.
+"""A matrix times few rows of activations, each weight read once, and what follows the product in the same launch. Many rows:
+the library's product, of a quantised matrix with all of it decoded before, and what follows it in launches of its own.
 
 R rows of I inputs, O outputs. A program owns BN outputs and walks the inputs in blocks of BK; where there would be too few
 programs, SPLIT of them share a row's inputs, SHARE each, and a second kernel adds their float32 sums in order and does what
@@ -57,8 +57,8 @@ def tile(rows: int, outputs: int, inputs: int, size: int, gated: bool = False) -
         along = inputs if whole else next((n for n in (2048, 1024) if inputs % (2 * n // size) == 0), 512) * 2 // size
         across, warps, stages = 2 if gated else 1, max(along * size // 1024, 1), 1
     else:
-        across, along, warps, stages = 64, 256 // size, 4, 3
-    along = min(max(power(inputs), 16), along)
+        across, along, warps, stages = 64, min(256 // size, power(inputs) // 2), 4, 3  # of one block float32 would spill
+    along = max(min(power(inputs), along), 16)
     split = min(blocks(_PROGRAMS, blocks(outputs, across)), max(inputs // (4 * along), 1))
     return Tile(across, along, blocks(inputs, _share(inputs, along, split)), min(warps, 8), stages)
 
@@ -131,7 +131,6 @@ def linear_rows_kernel(x, weight, scales, factors, bias, first, second, y, rows,
     row = tl.arange(0, ROWS)[None, :]
     good, wide = output < O, output.to(tl.int64)
     there = (row < rows) & good
-    others = added(bias, first, second, row, output, there, FIRST, SECOND)
     total = tl.zeros((BN, ROWS), tl.float32)
     for step in range(0, SHARE, BK):
         start = split * SHARE + step
@@ -141,7 +140,7 @@ def linear_rows_kernel(x, weight, scales, factors, bias, first, second, y, rows,
         total = tl.dot(weights.to(given.dtype), given, total, input_precision="ieee")
     if factors is not None:
         total *= tl.load(factors + wide * F_ROW, mask=good, other=0.0)
-    total += others
+    total += added(bias, first, second, row, output, there, FIRST, SECOND)
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(total, (BN // 2, 2, ROWS)), (0, 2, 1)))
         pair = (tl.program_id(0) * (BN // 2) + tl.arange(0, BN // 2))[:, None]
@@ -172,20 +171,22 @@ def add_parts_kernel(parts, bias, first, second, y, FIRST: tl.constexpr, SECOND:
     tl.store(y + row * MADE + output, total.to(y.dtype.element_ty), mask=good)
 
 
-def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None = None, terms: Sequence[torch.Tensor] = (), *,
-        gated: bool = False) -> torch.Tensor:
+def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None = None,
+        terms: Sequence[torch.Tensor | float] = (), *, gated: bool = False) -> torch.Tensor:
     """x [..., I], weight [O, I], bias [O] or None -> [..., O] in x's dtype.
 
-    terms: at most TERMS tensors that are added to the product. gated: without terms; of the O outputs the first half are gates
-    and the others ups, and the result is silu(gate) * up, [..., O/2]. All in float32 and rounded once, but for many rows and for
-    terms of another shape or dtype than the product: then each is a step of its own, which rounds, spreads and widens as torch's.
+    terms: at most TERMS that are added to the product. gated: without terms; of the O outputs the first half are gates and the
+    others ups, and the result is silu(gate) * up, [..., O/2]. All in float32 and rounded once, but for many rows, and for terms
+    of another shape or dtype than the product: each is then a step of its own, with torch's spreading, widening and rounding.
     """
     count = x.numel() // x.shape[-1]
     if count > FEW:
         made = functional.linear(x, dequantise.run(weight, x.dtype) if isinstance(weight, Coded) else weight, bias)
         return silu_mul.run(*made.chunk(2, -1)) if gated else sum(terms, made)
     outputs, inputs = weight.shape[0], x.shape[-1]
-    if any((term.shape, term.dtype) != ((*x.shape[:-1], outputs), x.dtype) for term in terms):
+    kind = (*x.shape[:-1], outputs), x.dtype
+    same = [term for term in terms if isinstance(term, torch.Tensor) and (term.shape, term.dtype) == kind]
+    if len(same) < len(terms):
         return sum(terms, run(x, weight, bias))
     if isinstance(weight, torch.Tensor) and weight.stride(-1) != 1:
         weight = weight.contiguous()
@@ -195,7 +196,7 @@ def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None
     cut = tile(count, outputs, inputs, x.element_size(), gated)
     whole = cut.split == 1
     out = y if whole else torch.empty((count, cut.split, outputs), dtype=torch.float32, device=x.device)
-    (first, one), (second, two) = [*map(rows_of, terms), *[(None, 0)] * (TERMS - len(terms))]
+    (first, one), (second, two) = [*map(rows_of, same), *[(None, 0)] * (TERMS - len(same))]
     after, distances, sizes = (bias, first, second), {"FIRST": one, "SECOND": two}, {"O": outputs, "SPLIT": cut.split}
     given = (rows, codes, scales, factors, *(after if whole else (None, None, None)), out)
     constants = {**matrix, **sizes, "I": inputs, "GATED": gated and whole, "SHARE": _share(inputs, cut.inputs, cut.split),
