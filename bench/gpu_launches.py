@@ -1,4 +1,7 @@
-"""What a decode step of a model starts on a GPU: launches of our kernels and steps of torch's, joined and line by line. No GPU."""
+"""What a decode step of a model starts on a GPU: launches of our kernels and steps of torch's, line by line and joined.
+
+Needs no GPU.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ from glmc.target import TARGETS
 NOTHING = frozenset("""_unsafe_view alias as_strided detach empty empty_like empty_strided expand new_empty permute select slice
 split split_with_sizes squeeze t transpose unbind unsqueeze view""".split())
 """aten's ops that start nothing on a device."""
-HOW = ("every region runs once on meta tensors with one row, one token and 512 slots; launches of our kernels are noted and torch's "
-       "ops that do work are counted, each as one launch; times how often a step calls the region")
+HOW = ("every region runs once on meta tensors with one token a row and slots enough; launches of our kernels are noted and "
+       "torch's ops that do work are counted, each as one launch; times how often a step calls the region")
+SLOTS = 4096
 
 
 class Steps(TorchDispatchMode):
@@ -32,7 +36,7 @@ class Steps(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
         if name not in NOTHING:
             self.counts[f"torch {name}"] += 1
@@ -42,13 +46,17 @@ class Steps(TorchDispatchMode):
 @torch.no_grad()
 def launches(region: Region, by_line: bool, rows: int) -> Counter[str]:
     """What a call of the region starts, by name."""
-    sizes = {"B": rows, "S": 1, "L": 512, "M": 2}
     counts: Counter[str] = Counter()
     asked = triton._asked
-    with mock.patch.object(triton, "_asked", lambda kernel, *rest: counts.update([kernel.fn.__name__]) or asked(kernel, *rest)), \
-            triton.noted(), torch.device("meta"):
+
+    def counting(kernel, *rest):
+        counts[kernel.fn.__name__] += 1
+        return asked(kernel, *rest)
+
+    with mock.patch.object(triton, "_asked", counting), triton.noted(), torch.device("meta"):
         bound = Bound(region, "triton", "meta", by_line=by_line)
-        inputs = [sample(spec, role, sizes, Bounds(max(rows, 1), 512, 512)) for _, role, spec in region.inputs]
+        inputs = [sample(spec, role, {"B": rows, "S": 1, "L": SLOTS, "M": 2}, Bounds(rows, SLOTS))
+                  for _, role, spec in region.inputs]
         with Steps() as steps:
             bound(*inputs)
     return counts + steps.counts

@@ -14,7 +14,7 @@ from glmc import epilogue, families
 from glmc.kernels import triton
 from glmc.kernels.linear import triton as linear
 from glmc.passes.lower import Bounds, sample
-from glmc.program import Region
+from glmc.program import Program, Region, Step
 from glmc.region import Bound
 from glmc.target import named
 
@@ -34,6 +34,16 @@ JOINS = {
         [PRODUCT, "q = aten.linear.default(x, w, b)", "a = aten.add.Tensor(p, q)"],
         [PRODUCT, "a = glmc.linear(x, w, b, [p])"]),
     "gate and up": ([PRODUCT, *HALVES, "a = glmc.silu_mul(g, u)"], ["a = glmc.linear(x, w, None, gated=True)"]),
+    "a widened input and matrix": (
+        ["t = aten.to.dtype(x, torch.float32)", "t_1 = aten.to.dtype(w, torch.float32)", "a = aten.linear.default(t, t_1)"],
+        ["a = glmc.linear(x, w, None, wide=True)"]),
+    "a widened input": (["t = aten.to.dtype(x, torch.float32)", "a = aten.linear.default(t, w, b)"],
+                        ["a = glmc.linear(x, w, b, wide=True)"]),
+    "all at once": (["t = aten.to.dtype(x, torch.float32)", "p = aten.linear.default(t, w)", "a = aten.add.Tensor(y, p)"],
+                    ["a = glmc.linear(x, w, None, [y], wide=True)"]),
+    "gate and up, widened": (
+        ["t = aten.to.dtype(w, torch.float32)", "p = aten.linear.default(x, t)", *HALVES, "a = glmc.silu_mul(g, u)"],
+        ["a = glmc.linear(x, w, None, gated=True, wide=True)"]),
     "one after the other": (
         [PRODUCT, *HALVES, "s = glmc.silu_mul(g, u)", "w_1 = aten.slice.Tensor(v, -1, 0, 3, 1)",
          "q = aten.linear.default(s, w_1)", "a = aten.add.Tensor(x, q)"],
@@ -59,6 +69,11 @@ LEFT = {
     "the packed write between": (
         ["k = aten.linear.default(keys, v)", "i = glmc.split_qkv_norm_rope(x, y, z, None, None, None, None, keys, keys, at)",
          "a = aten.add.Tensor(x, k)"], "a"),
+    "widened for another too": (["t = aten.to.dtype(x, torch.float32)", "a = aten.linear.default(t, w)"], "a, t"),
+    "narrowed": (["t = aten.to.dtype(x, torch.bfloat16)", "a = aten.linear.default(t, w)"], "a"),
+    "what is widened is written between": (
+        ["t = aten.to.dtype(keys, torch.float32)", "i = aten.index_put_.default(keys, [None, at], y)",
+         "a = aten.linear.default(t, v)"], "a, i"),
     "up before gate": ([PRODUCT, *HALVES, "a = glmc.silu_mul(u, g)"], "a"),
     "gate twice": ([PRODUCT, *HALVES, "a = glmc.silu_mul(g, g)"], "a"),
     "a half read twice": ([PRODUCT, *HALVES, "s = glmc.silu_mul(g, u)", "a = aten.add.Tensor(s, u)"], "a"),
@@ -95,6 +110,16 @@ def test_what_nothing_else_sees_is_joined(case):
 def test_what_something_else_sees_is_left(case):
     lines, returned = LEFT[case]
     assert epilogue.joined(region(lines, returned)) == region(lines, returned)
+
+
+def test_products_are_counted_by_what_they_do():
+    lines = [PRODUCT, *HALVES, "s = glmc.silu_mul(g, u)", "w_1 = aten.slice.Tensor(v, -1, 0, 3, 1)",
+             "q = aten.linear.default(s, w_1)", "d = aten.add.Tensor(x, q)", "t = aten.to.dtype(d, torch.float32)",
+             "a = aten.linear.default(t, w)"]
+    text = region(lines)
+    step = Step(text.name, ("input:x",) * len(text.inputs), ("value:1",))
+    counts = epilogue.counted(Program({text.name: text}, (step, step), "value:1"))
+    assert counts == {"products": 6, "gated": 2, "adding": 2, "widening": 2}
 
 
 def test_three_sums_are_two_and_one():

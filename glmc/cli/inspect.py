@@ -175,8 +175,8 @@ def _here(opened: Artifact, program: Program) -> str:
 
 def _products(counts: dict[str, int]) -> str:
     """What `epilogue.counted` found, in a line."""
-    return (f"{counts['products']:,} a step, of which with few rows {counts['gated']:,} join gate and up in their launch and "
-            f"{counts['adding']:,} add terms")
+    return (f"{counts['products']:,} a step, of which with few rows {counts['gated']:,} join gate and up in their launch, "
+            f"{counts['adding']:,} add terms and {counts['widening']:,} widen what they read")
 
 
 def pictured(opened: Artifact, programs: dict[str, Program], ledger: dict[str, Any]) -> Pictured:

@@ -1,4 +1,4 @@
-"""Products that do what follows them, terms added or gate and up joined: against float64, within their tensors, and built."""
+"""Products that do what stands around them: against float64, within their tensors, and built."""
 
 from __future__ import annotations
 
@@ -56,6 +56,18 @@ def test_product_and_what_follows_are_rounded_once(after, rows, sizes, bias, dty
     given, gated = made(rows, *sizes, dtype, bias, after), after == "gated"
     with triton.interpreted():
         judge(linear.run(*given, gated=gated), *given, gated)
+
+
+@pytest.mark.parametrize("matrix", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16, torch.int64], ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_what_is_read_is_widened_in_the_launch(sizes, rows, given, matrix):
+    x, weight, bias, terms = made(rows, *sizes)
+    x, weight = (x * 3).to(given), weight.to(matrix)
+    with triton.interpreted():
+        judge(linear.run(x, weight, bias, terms, wide=True), x.float(), weight.float(), bias, terms, False)
+        judge(linear.run(x, weight, bias, gated=True, wide=True), x.float(), weight.float(), bias, [], True)
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -171,6 +183,17 @@ def test_they_are_built_at_real_sizes_without_spills(gpu, form, tmp_path):
 def test_they_are_built_without_spills_in_float32(gpu, form, tmp_path):
     for launch in published(form, torch.float32):
         assert triton.build(launch, GPUS[gpu], tmp_path)[2]["spilled_bytes"] == 0, launch.facts()
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("matrix", [torch.float32, torch.bfloat16], ids=str)
+def test_a_router_is_built_without_spills(matrix, gpu, tmp_path):
+    for rows in (1, linear.FEW):
+        with triton.noted() as notes, torch.device("meta"):
+            linear.run(torch.empty(rows, 4096, dtype=torch.bfloat16), torch.empty(128, 4096, dtype=matrix), wide=True)
+        for launch in notes:
+            assert dict(launch.signature).get("x", "*bf16") == "*bf16"
+            assert triton.build(launch, GPUS[gpu], tmp_path)[2]["spilled_bytes"] == 0, launch.facts()
 
 
 @pytest.mark.parametrize("after", AFTER)

@@ -102,6 +102,16 @@ def test_products_with_coded_matrices_and_what_follows_them(after, rows, form):
         assert float((made.double() - exact).abs().max() / exact.abs().max()) <= torch.finfo(torch.float32).eps * 64
 
 
+@pytest.mark.parametrize("matrix", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_a_router_widens_what_it_reads(rows, matrix):
+    x, weight = torch.randn(rows, 4096).bfloat16(), (torch.randn(128, 4096) / 64).to(matrix)
+    made = kernels.load("linear", "triton").run(x.cuda(), weight.cuda(), wide=True).cpu()
+    exact = x.double() @ weight.double().T
+    assert made.dtype == torch.float32
+    assert float((made.double() - exact).abs().max() / exact.abs().max()) <= 1e-5
+
+
 def test_a_product_and_what_follows_it_in_a_recorded_step():
     """Recorded as a decode step is: gate and up, then down and the residual."""
     run = kernels.load("linear", "triton").run

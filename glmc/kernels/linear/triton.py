@@ -46,7 +46,7 @@ class Tile(NamedTuple):
 
 
 def tile(rows: int, outputs: int, inputs: int, size: int, gated: bool = False) -> Tile:
-    """The cut for a matrix of so many outputs and inputs, times activations of `size` bytes.
+    """The cut for a matrix of so many outputs and inputs. size: bytes of what is multiplied; of one row, of a weight.
 
     Of rows only whether there is one matters. As measured on an H200: one row wants an output a program, read in the largest
     blocks that leave nothing over, and few warps where something is left; several rows want a tile of the matrix unit. Of a
@@ -123,8 +123,8 @@ def linear_row_kernel(x, weight, scales, factors, bias, first, second, y, W_ROW:
 
 
 @triton.jit(do_not_specialize=["rows"])
-def linear_rows_kernel(x, weight, scales, factors, bias, first, second, y, rows, X_ROW: tl.constexpr, FIRST: tl.constexpr,
-                       SECOND: tl.constexpr, W_ROW: tl.constexpr, S_ROW: tl.constexpr, F_ROW: tl.constexpr,
+def linear_rows_kernel(x, weight, scales, factors, bias, first, second, y, rows, WIDE: tl.constexpr, X_ROW: tl.constexpr,
+                       FIRST: tl.constexpr, SECOND: tl.constexpr, W_ROW: tl.constexpr, S_ROW: tl.constexpr, F_ROW: tl.constexpr,
                        FORM: tl.constexpr, GROUP: tl.constexpr, I: tl.constexpr, O: tl.constexpr, GATED: tl.constexpr,  # noqa: E741
                        SPLIT: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     output, split = rows_read(tl.program_id(0), O, BN, GATED)[:, None], tl.program_id(1)
@@ -137,6 +137,8 @@ def linear_rows_kernel(x, weight, scales, factors, bias, first, second, y, rows,
         at = start + tl.arange(0, BK)
         weights = tile_of(weight, scales, wide, start, good, W_ROW, S_ROW, I, FORM, GROUP, BN, BK)
         given = tl.load(x + row * X_ROW + at[:, None], mask=(row < rows) & (at < I)[:, None], other=0.0)
+        if WIDE:
+            given = given.to(tl.float32)
         total = tl.dot(weights.to(given.dtype), given, total, input_precision="ieee")
     if factors is not None:
         total *= tl.load(factors + wide * F_ROW, mask=good, other=0.0)
@@ -172,28 +174,34 @@ def add_parts_kernel(parts, bias, first, second, y, FIRST: tl.constexpr, SECOND:
 
 
 def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None = None,
-        terms: Sequence[torch.Tensor | float] = (), *, gated: bool = False) -> torch.Tensor:
+        terms: Sequence[torch.Tensor | float] = (), *, gated: bool = False, wide: bool = False) -> torch.Tensor:
     """x [..., I], weight [O, I], bias [O] or None -> [..., O] in x's dtype.
 
     terms: at most TERMS that are added to the product. gated: without terms; of the O outputs the first half are gates and the
-    others ups, and the result is silu(gate) * up, [..., O/2]. All in float32 and rounded once, but for many rows, and for terms
-    of another shape or dtype than the product: each is then a step of its own, with torch's spreading, widening and rounding.
+    others ups, and the result is silu(gate) * up, [..., O/2]. wide: x and weight are made float32 as they are read, and so is
+    the result. All in float32 and rounded once, but for many rows, and for terms of another shape or dtype than the product:
+    each is then a step of its own, with torch's spreading, widening and rounding.
     """
     count = x.numel() // x.shape[-1]
+    if wide and (count > FEW or x.dtype not in (torch.bfloat16, torch.float16)):
+        x = x.float()
+    dtype = torch.float32 if wide else x.dtype
     if count > FEW:
-        made = functional.linear(x, dequantise.run(weight, x.dtype) if isinstance(weight, Coded) else weight, bias)
+        plain = dequantise.run(weight, dtype) if isinstance(weight, Coded) else weight.float() if wide else weight
+        made = functional.linear(x, plain, bias)
         return silu_mul.run(*made.chunk(2, -1)) if gated else sum(terms, made)
     outputs, inputs = weight.shape[0], x.shape[-1]
-    kind = (*x.shape[:-1], outputs), x.dtype
+    kind = (*x.shape[:-1], outputs), dtype
     same = [term for term in terms if isinstance(term, torch.Tensor) and (term.shape, term.dtype) == kind]
     if len(same) < len(terms):
-        return sum(terms, run(x, weight, bias))
+        return sum(terms, run(x, weight, bias, wide=wide))
     if isinstance(weight, torch.Tensor) and weight.stride(-1) != 1:
         weight = weight.contiguous()
     (codes, scales, factors), matrix = operand(weight)
     rows, stride = rows_of(x)
-    y = torch.empty((*x.shape[:-1], outputs // 2 if gated else outputs), dtype=x.dtype, device=x.device)
-    cut = tile(count, outputs, inputs, x.element_size(), gated)
+    y = torch.empty((*x.shape[:-1], outputs // 2 if gated else outputs), dtype=dtype, device=x.device)
+    size = codes.element_size() if count == 1 and isinstance(weight, torch.Tensor) else dtype.itemsize
+    cut = tile(count, outputs, inputs, 2 * size if wide and count > 1 else size, gated)  # a block is held in both forms
     whole = cut.split == 1
     out = y if whole else torch.empty((count, cut.split, outputs), dtype=torch.float32, device=x.device)
     (first, one), (second, two) = [*map(rows_of, same), *[(None, 0)] * (TERMS - len(same))]
@@ -205,7 +213,7 @@ def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None
     if count == 1:
         launch(linear_row_kernel, grid, *given, **constants)
     else:
-        launch(linear_rows_kernel, grid, *given, count, X_ROW=stride, ROWS=FEW, **distances, **constants)
+        launch(linear_rows_kernel, grid, *given, count, WIDE=wide, X_ROW=stride, ROWS=FEW, **distances, **constants)
     if not whole:
         block = min(power(y.shape[-1]), 1024)
         launch(add_parts_kernel, (count, blocks(y.shape[-1], block)), out, *after, y, GATED=gated, BLOCK=block, **distances,
