@@ -64,6 +64,7 @@ def jobs(out: Path, scratch: Path) -> Iterator[Job]:
     yield Job("decode", decode("dense", "decode", "--peers", ""), 20, 90, ("decode-prepare",))
     yield Job("tests", tests("--deselect", "tests/kernels/test_sanitizer.py"), 60, 240)
     yield Job("kernels", bench("gpu_kernels.py", "--out", str(out / "kernels.json")), 30, 150)
+    yield Job("followed", bench("gpu_followed.py", "--out", str(out / "followed.json")), 15, 45)
     yield Job("decode-peers", decode("dense", "decode_peers", "--peers", "eager,compiled", "--rounds", "3"), 60, 150,
               ("decode-prepare",))
     gone = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"

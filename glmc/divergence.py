@@ -189,7 +189,7 @@ def values(region: Region, inputs: Sequence[torch.Tensor], places: dict[str, Pla
     for value, (name, _, _) in zip(copies, region.inputs, strict=True):
         keep(name, value)
     with torch.no_grad():
-        for name, value in Bound(region, kernels, device).lines(*copies):
+        for name, value in Bound(region, kernels, device, by_line=True).lines(*copies):
             keep(name, value)
     return kept
 

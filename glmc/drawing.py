@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from glmc import kernels
+from glmc import epilogue, kernels
 from glmc.graph import dtype_name, shape_text
 from glmc.native.by_line import kernels_by_line
 from glmc.native.calls import Refused
@@ -137,6 +137,9 @@ def _kernels(region: Region, target: Target, engine: str) -> tuple[dict[str, str
             return {line: " + ".join(names) for line, names in kernels_by_line(region).items()}, _OTHERS[engine]
         except Refused as reason:
             return {}, f"have no kernels on this engine: {reason}"
-    ops = {line: REPLACED.get(target.machine, {}).get(op, op).partition(".") for line, op in region.ops().items()}
+    single = region.ops()
+    joined = epilogue.joined(region).ops() if target.machine in epilogue.MACHINES else single
+    done = single | dict.fromkeys(single.keys() - joined.keys(), epilogue.JOINED) | joined
+    ops = {line: REPLACED.get(target.machine, {}).get(op, op).partition(".") for line, op in done.items()}
     return {line: f"glmc/kernels/{name}/{target.machine}.py" for line, (space, _, name) in ops.items()
             if space == "glmc" and kernels.has(name, target.machine)}, _OTHERS.get(engine, f"are left to engine {engine}")

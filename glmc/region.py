@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from glmc import kernels
+from glmc import epilogue, kernels
 from glmc.errors import DamagedArtifact
 from glmc.program import Region
 
@@ -65,11 +65,13 @@ def resolve(name: str, machine: str) -> Callable:
 class Bound:
     """A region bound to a machine's ops: call it with the inputs in order; returns the outputs in order.
 
-    replace: further ops that a kernel runs, over the machine's REPLACED.
+    replace: further ops that a kernel runs, over the machine's REPLACED. by_line: every line by itself; without it products do
+    what follows them where the machine's do, and `region` has the lines that run.
     """
 
-    def __init__(self, region: Region, machine: str, device: str = "cpu", replace: dict[str, str] | None = None) -> None:
-        self.region = region
+    def __init__(self, region: Region, machine: str, device: str = "cpu", replace: dict[str, str] | None = None,
+                 by_line: bool = False) -> None:
+        self.region = region = epilogue.joined(region) if machine in epilogue.MACHINES and not by_line else region
         replaced = REPLACED.get(machine, {}) | (replace or {})
         slots = {name: i for i, (name, _, _) in enumerate(region.inputs)}
         self._lines: list[tuple[Callable, Any, dict[str, Any], int, tuple[int, ...]]] = []
@@ -108,7 +110,7 @@ class Bound:
         return tuple(values[i] for i in self._returns)
 
     def lines(self, *inputs: torch.Tensor) -> Generator[tuple[str, Any], None, tuple[torch.Tensor, ...]]:
-        """Run the region and give each line's name and value as it is made; returns what a call returns.
+        """Run the region and give each line's name and value as it is made, of the lines that run; returns what a call returns.
 
         A later line may write into an earlier value.
         """

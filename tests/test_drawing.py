@@ -12,7 +12,7 @@ import once
 import pytest
 from typer.testing import CliRunner
 
-from glmc import families
+from glmc import epilogue, families
 from glmc.artifact import Artifact
 from glmc.cli.main import app
 from glmc.drawing import runs
@@ -67,6 +67,14 @@ def test_kernels_are_files_of_the_target(surveyed):
     found = {kernel for told in surveyed.drawing["regions"].values() for kernel in told["kernels"].values()}
     assert "glmc/kernels/linear/triton.py" in found
     assert all(kernel.endswith("/triton.py") for kernel in found)
+
+
+def test_a_line_that_a_product_does_in_its_launch_names_the_product(surveyed):
+    joined = {name: epilogue.joined(region).ops() for name, region in regions(surveyed).items()}
+    lines = [surveyed.drawing["regions"][name]["kernels"][line] for name, ops in joined.items() for line, op in ops.items()
+             if op == epilogue.JOINED]
+    assert lines or surveyed.family.__name__.endswith("glm_image_dit")
+    assert set(lines) <= {"glmc/kernels/linear/triton.py"}
 
 
 def test_native_kernels_are_told_by_line():

@@ -161,6 +161,8 @@ def test_inspect_shows_the_kernels(gpu):
     assert said["manifest"]["target"] == "cuda:sm_90"
     assert said["here"].startswith("runs" if torch.cuda.is_available() else "refused: torch sees no such GPU")
     assert {k["name"] for k in said["kernels"]} == {k["name"] for k in Artifact.open(artifact.folder).json(KERNELS)["kernels"]}
+    # Two layers: q, k and v, and o; the router; gate and up, and down, of one dense layer and one shared expert; the head.
+    assert said["products"] == {"products": 2 * 2 + 1 + 2 * 2 + 1, "gated": 2, "adding": 2, "widening": 0}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

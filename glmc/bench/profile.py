@@ -136,8 +136,8 @@ def _by_region(model: Model, runner: ByRegion) -> Callable[[Callable[[], Any]], 
         return timed
 
     def by_line(name: str) -> Callable:
-        region = model.program.regions[name]
-        bound, ops = Bound(region, device.kernels, str(device.torch)), _ops(region.body, REPLACED.get(device.kernels, {}))
+        bound = Bound(model.program.regions[name], device.kernels, str(device.torch))
+        ops = _ops(bound.region.body, REPLACED.get(device.kernels, {}))
 
         def timed(inputs: list[torch.Tensor]) -> Any:
             with device.calling():

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from glmc import epilogue
 from glmc.artifact import LINKED, Artifact
 from glmc.artifact_linked import summary
 from glmc.cli import arguments, pages, show
@@ -38,8 +39,8 @@ def inspect(out: arguments.Out, html: pages.Html = None, json: arguments.Json = 
             show.data({"path": str(opened.folder), "manifest": opened.manifest, "program": written(programs),
                        "ranks": _ranks(opened),
                        **ledger, **proofs, **({"sources": opened.json(SOURCES)} if SOURCES in opened.files else {}),
-                       **({"kernels": opened.json(KERNELS)["kernels"], "here": _here(opened, programs[MAIN])}
-                          if KERNELS in opened.files else {}),
+                       **({"kernels": opened.json(KERNELS)["kernels"], "here": _here(opened, programs[MAIN]),
+                           "products": epilogue.counted(programs[MAIN])} if KERNELS in opened.files else {}),
                        **({"linked": summary(opened)} if LINKED in opened.files else {}),
                        **({"html": str(html)} if html else {})})
             return
@@ -181,6 +182,12 @@ def _here(opened: Artifact, program: Program) -> str:
     return verdict(opened, program).text()
 
 
+def _products(counts: dict[str, int]) -> str:
+    """What `epilogue.counted` found, in a line."""
+    return (f"{counts['products']:,} a step, of which with few rows {counts['gated']:,} join gate and up in their launch, "
+            f"{counts['adding']:,} add terms and {counts['widening']:,} widen what they read")
+
+
 def pictured(opened: Artifact, programs: dict[str, Program], ledger: dict[str, Any]) -> Pictured:
     """What the page of an artefact shows."""
     kept = opened.json("program.json").get("kept", {}).get("weights", {})
@@ -208,7 +215,8 @@ def _facts(opened: Artifact, program: Program) -> dict[str, Any]:
         "made for": f"{machine['arch']} with {', '.join(machine['cpu_flags']) or 'no known instruction sets'}" if machine
                     else "any CPU" if manifest["engine"] == "native" else manifest["target"],
         "ranks": _ranks_text(_ranks(opened)),
-        **({"here": _here(opened, program)} if KERNELS in opened.files else {}),
+        **({"here": _here(opened, program), "products": _products(epilogue.counted(program))}
+           if KERNELS in opened.files else {}),
         "source": manifest["source"],
         **({"made from": _sources(opened.json(SOURCES))} if SOURCES in opened.files else {}),
         "size": show.bytes_text(sum(e["bytes"] for e in opened.files.values() if "linked" not in e)),

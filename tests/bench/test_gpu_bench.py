@@ -226,3 +226,16 @@ def test_a_vision_tower_beside_transformers(stand_ins, monkeypatch, tmp_path):
     assert {f["figure"].partition(": ")[2] for f in result["figures"]} == {
         "glmc", "over transformers eager", "over transformers sdpa"}
     assert result["details"]["GLM-4.1V"]["4x6"]["apart"] < 0.05
+
+
+def test_products_and_what_follows_them_are_the_same_three_ways(on_cpu):
+    import gpu_followed
+
+    for outputs, inputs, count in ((96, 64, 0), (48, 64, 2)):
+        for rows in (1, 3):
+            torch.manual_seed(rows)
+            with language.interpreted():
+                one, each, steps = (calls[0]().float() for calls in gpu_followed.ways(outputs, inputs, count, rows).values())
+            assert one.shape == (rows, outputs if count else outputs // 2)
+            for other in (each, steps):
+                assert float((one - other).abs().max()) <= 0.02 * float(one.abs().max())

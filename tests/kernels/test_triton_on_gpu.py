@@ -62,6 +62,72 @@ def test_products_with_few_rows(rows, outputs, inputs, dtype):
     assert float((made.double() - exact).abs().max() / exact.abs().max()) <= 64 * torch.finfo(dtype).eps
 
 
+def followed(x, weight, bias, terms, gated):
+    """In float64."""
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    if gated:
+        gate, up = exact.chunk(2, -1)
+        return torch.nn.functional.silu(gate) * up
+    return sum((t.double() for t in terms), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+@pytest.mark.parametrize(("outputs", "inputs"), [(27392, 4096), (2816, 4096), (4096, 13696), (130, 9000), (6, 33)])
+@pytest.mark.parametrize("after", [1, 2, "gated"])
+def test_products_with_few_rows_and_what_follows_them(after, outputs, inputs, rows, dtype):
+    x, weight, bias, *terms = (torch.randn(*size).to(dtype) for size in (
+        (rows, inputs), (outputs, inputs), (outputs,), *[(rows, outputs)] * (0 if after == "gated" else after)))
+    weight *= inputs ** -0.5
+    made = kernels.load("linear", "triton").run(x.cuda(), weight.cuda(), bias.cuda(), [t.cuda() for t in terms],
+                                                gated=after == "gated").cpu()
+    exact = followed(x, weight, bias, terms, after == "gated")
+    assert float((made.double() - exact).abs().max() / exact.abs().max()) <= torch.finfo(dtype).eps * (
+        4 if rows <= 16 and dtype == torch.bfloat16 else 64)
+
+
+@pytest.mark.parametrize("form", ["MX4", "F8", "NV4"])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+@pytest.mark.parametrize("after", [2, "gated"])
+def test_products_with_coded_matrices_and_what_follows_them(after, rows, form):
+    for sizes in ((4096, 4096), (130, 9024)):
+        keep = Keep(form, sizes, "float32", gpu=True)
+        packed = torch.empty(keep.stored()[1], dtype=torch.uint8)
+        keep.pack(torch.randn(sizes) * sizes[1] ** -0.5, packed)
+        x, bias, terms = torch.randn(rows, sizes[1]), torch.randn(sizes[0]), [torch.randn(rows, sizes[0]) for _ in range(2)]
+        terms = [] if after == "gated" else terms
+        made = kernels.load("linear", "triton").run(x.cuda(), keep.bound(packed.cuda()), bias.cuda(), [t.cuda() for t in terms],
+                                                    gated=after == "gated").cpu()
+        exact = followed(x, keep.held(packed), bias, terms, after == "gated")
+        assert float((made.double() - exact).abs().max() / exact.abs().max()) <= torch.finfo(torch.float32).eps * 64
+
+
+@pytest.mark.parametrize("matrix", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_a_router_widens_what_it_reads(rows, matrix):
+    x, weight = torch.randn(rows, 4096).bfloat16(), (torch.randn(128, 4096) / 64).to(matrix)
+    made = kernels.load("linear", "triton").run(x.cuda(), weight.cuda(), wide=True).cpu()
+    exact = x.double() @ weight.double().T
+    assert made.dtype == torch.float32
+    assert float((made.double() - exact).abs().max() / exact.abs().max()) <= 1e-5
+
+
+def test_a_product_and_what_follows_it_in_a_recorded_step():
+    """Recorded as a decode step is: gate and up, then down and the residual."""
+    run = kernels.load("linear", "triton").run
+    x, residual = torch.randn(1, 4096, device="cuda"), torch.randn(1, 4096, device="cuda")
+    gate_up, down = (torch.randn(size, device="cuda") * 0.02 for size in ((2816, 4096), (4096, 1408)))
+
+    def step():
+        return run(run(x, gate_up, gated=True), down, None, [residual])
+
+    replay = capture.Graphs(torch.cuda, torch.device("cuda", 0))(step)
+    for _ in range(2):
+        x.normal_()
+        residual.normal_()
+        assert torch.equal(replay(), step())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", ["MX4", "F8", "NV4"])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17])
