@@ -1,4 +1,4 @@
-"""Products of few rows that do what follows them in their launch, on a GPU: beside a launch for each, and beside torch's steps."""
+"""Products of few rows that do what follows them in their launch, on a GPU: beside a launch for each, beside torch's steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ NEVER = 1.0
 FOLLOWED = {"GLM-4-9B gate and up": (27392, 4096, 0), "GLM-4-9B down and a sum": (4096, 13696, 1),
             "GLM-4.5-Air shared gate and up": (2816, 4096, 0), "GLM-4.5-Air shared down and two sums": (4096, 1408, 2)}
 """Product and what follows it: outputs, inputs, and the terms added; of none the halves are gate and up."""
-HOW = ("microseconds a call in device graphs, medians of 15 replays; the matrix changes from call to call, so that it comes from "
-       "memory. bfloat16")
+HOW = ("microseconds a call in device graphs, medians of 15 replays; the matrix changes from call to call, so that it comes "
+       "from memory. bfloat16")
 
 
 def after(product: Callable[..., torch.Tensor], join: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor,
@@ -38,7 +38,7 @@ def ways(outputs: int, inputs: int, count: int, rows: int) -> dict[str, list[Cal
     """Name -> calls over other matrices each, together more than the cache holds."""
     run, join = (kernels.load(op, "triton").run for op in ("linear", "silu_mul"))
     steps = functional.linear, lambda gate, up: functional.silu(gate) * up
-    weights = [rand(outputs, inputs) * inputs ** -0.5 for _ in range(max(4, (1 << 28) // (outputs * inputs)))]
+    weights = [rand(outputs, inputs) * inputs ** -0.5 for _ in range(min(64, max(4, (1 << 28) // (outputs * inputs))))]
     x, terms = rand(rows, inputs), [rand(rows, outputs) for _ in range(count)]
     return {"one launch": [partial(run, x, w, None, terms, gated=not terms) for w in weights],
             "a launch each": [partial(after, run, join, x, w, terms) for w in weights],
