@@ -224,6 +224,20 @@ def test_views_with_a_distance_of_their_own_are_read_where_they_lie():
     assert torch.allclose(rope(heads, cos, sin, read=-2, write=-2), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("read", [-2, -1])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_channels_of_wider_heads_are_turned_where_they_lie(tokens, read, monkeypatch):
+    """As latent attention has them: the last channels of each head of a packed product."""
+    seen = within.watch(monkeypatch)
+    heads = torch.randn(1, tokens, 5 * 24).unflatten(-1, (5, 24))[..., 16:]
+    cos, sin = torch.randn(1, tokens, 4), torch.randn(1, tokens, 4)
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda x, real=torch.Tensor.contiguous: real(x) if x.numel() != heads.numel(
+        ) else pytest.fail("the heads were copied"))
+    made = kernels.load("rope", "triton").run(heads, cos, sin, read=read, write=-2)
+    assert torch.allclose(made, declare.load("rope").reference(heads, cos, sin, read=read, write=-2), atol=1e-6)
+    assert seen[0], "no access was looked at"
+
+
 @pytest.mark.parametrize("axis_map", [(), (0, 3), (0, -1), (2, 0)])
 def test_an_axis_that_is_not_there_is_refused(axis_map):
     with pytest.raises(InternalError, match="axis map"):

@@ -111,21 +111,23 @@ def put(own, other, target, inside, cos, sin, weight, bias, eps, D: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["table_rows"])
-def rope_kernel(x, cos, sin, weight, y, table_rows, eps, TOKEN: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-                N: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr):
+def rope_kernel(x, cos, sin, weight, y, table_rows, eps, TOKEN: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr,
+                D: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, READ: tl.constexpr,
+                WRITE: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     c, s = angles(cos, sin, token, table_rows, N, WIDE, READ, False, 0, 0)
-    own, other = heads_at(x + token * TOKEN + head * D, head < H, D, N, WIDE, HEADS, READ)
+    own, other = heads_at(x + token * TOKEN + head * HEAD, head < H, D, N, WIDE, HEADS, READ)
     put(own, other, y + token * (H * D) + head * D, head < H, c, s, weight, None, eps, D, N, WIDE, HEADS, READ, WRITE)
 
 
-def tokens_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """x [..., H, D] as tokens [T, H, D] with heads side by side, and the distance between tokens; a copy where need be."""
+def tokens_of(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """x [..., H, D] as tokens [T, H, D], the distance between tokens and that between heads; a copy where need be."""
     flat = x.reshape(-1, *x.shape[-2:])
-    if flat.stride(2) != 1 or flat.stride(1) != flat.shape[2]:
+    if flat.stride(2) != 1:
         flat = flat.contiguous()
-    return flat, int(flat.stride(0)) if flat.shape[0] > 1 else int(flat.shape[1] * flat.shape[2])
+    tokens, heads, width = flat.shape
+    return (flat, int(flat.stride(0)) if tokens > 1 else heads * width, int(flat.stride(1)) if heads > 1 else width)
 
 
 def table_of(x: torch.Tensor, lead: tuple[int, ...], axes: bool = False) -> torch.Tensor:
@@ -156,12 +158,12 @@ def start(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weight: torch.T
     """RoPE of x [..., H, D], after a norm of each head where there is a weight."""
     heads, width = x.shape[-2:]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    flat, distance = tokens_of(x)
+    flat, distance, apart = tokens_of(x)
     cos, sin = (table_of(t, tuple(x.shape[:-2])) for t in (cos, sin))
     constants = sizes(heads, width, cos.shape[-1])
     each = constants["HEADS"]
     launch(rope_kernel, (flat.shape[0], blocks(heads, each)), flat, cos, sin, weight, y, rows_in(cos), eps,
-           TOKEN=distance, H=heads, READ=read, WRITE=write, **constants,
+           TOKEN=distance, HEAD=apart, H=heads, READ=read, WRITE=write, **constants,
            warps=min(warps_for(each * power(width)), 8 if weight is not None else 4))
     return y
 
