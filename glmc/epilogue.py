@@ -46,8 +46,8 @@ class _Product:
 
     def line(self, gated: bool = False) -> str:
         """The call that does it all."""
-        terms = f"[{', '.join(self.terms)}]" if self.terms else ""
-        return f"{JOINED}({', '.join(filter(None, (self.given, terms, gated and GATED, self.wide and WIDE)))})"
+        terms = [f"[{', '.join(self.terms)}]"] if self.terms else []
+        return f"{JOINED}({', '.join([self.given, *terms, *[GATED] * gated, *[WIDE] * self.wide])})"
 
 
 def joined(region: Region) -> Region:
@@ -80,15 +80,14 @@ def joined(region: Region) -> Region:
             case "aten.linear.default", [ast.Name(x), ast.Name(weight), *bias], []:
                 widened = narrow.keys() & {x, weight}
                 given = narrow.get(x, x), narrow.get(weight, weight), *map(ast.unparse, bias or [ast.Constant(None)])
-                products[name] = product = _Product(", ".join(given), outputs.get(given[1]), bool(widened))
-                lines[name] = product.line() if widened else lines[name]
+                products[name] = _Product(", ".join(given), outputs.get(given[1]), bool(widened))
                 for value in widened:
+                    lines[name] = products[name].line()
                     del lines[value]
             case "aten.add.Tensor", [ast.Name(left), ast.Name(right)], []:
                 for value, term in ((right, left), (left, right)):
-                    product = products.get(value)
-                    if product and uses[value] == 1 and len(product.terms) < TERMS:
-                        products[name] = dataclasses.replace(product, terms=(*product.terms, term))
+                    if value in products and uses[value] == 1 and len(products[value].terms) < TERMS:
+                        products[name] = dataclasses.replace(products[value], terms=(*products[value].terms, term))
                         lines[name] = products[name].line()
                         del lines[value]
                         break

@@ -173,6 +173,13 @@ def add_parts_kernel(parts, bias, first, second, y, FIRST: tl.constexpr, SECOND:
     tl.store(y + row * MADE + output, total.to(y.dtype.element_ty), mask=good)
 
 
+def _sum(made: torch.Tensor, terms: Sequence[torch.Tensor | float]) -> torch.Tensor:
+    """Term by term, as torch adds."""
+    for term in terms:
+        made = made + term
+    return made
+
+
 def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None = None,
         terms: Sequence[torch.Tensor | float] = (), *, gated: bool = False, wide: bool = False) -> torch.Tensor:
     """x [..., I], weight [O, I], bias [O] or None -> [..., O] in x's dtype.
@@ -189,12 +196,12 @@ def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None
     if count > FEW:
         plain = dequantise.run(weight, dtype) if isinstance(weight, Coded) else weight.float() if wide else weight
         made = functional.linear(x, plain, bias)
-        return silu_mul.run(*made.chunk(2, -1)) if gated else sum(terms, made)
+        return silu_mul.run(*made.chunk(2, -1)) if gated else _sum(made, terms)
     outputs, inputs = weight.shape[0], x.shape[-1]
     kind = (*x.shape[:-1], outputs), dtype
     same = [term for term in terms if isinstance(term, torch.Tensor) and (term.shape, term.dtype) == kind]
     if len(same) < len(terms):
-        return sum(terms, run(x, weight, bias, wide=wide))
+        return _sum(run(x, weight, bias, wide=wide), terms)
     if isinstance(weight, torch.Tensor) and weight.stride(-1) != 1:
         weight = weight.contiguous()
     (codes, scales, factors), matrix = operand(weight)
@@ -204,7 +211,7 @@ def run(x: torch.Tensor, weight: torch.Tensor | Coded, bias: torch.Tensor | None
     cut = tile(count, outputs, inputs, 2 * size if wide and count > 1 else size, gated)  # a block is held in both forms
     whole = cut.split == 1
     out = y if whole else torch.empty((count, cut.split, outputs), dtype=torch.float32, device=x.device)
-    (first, one), (second, two) = [*map(rows_of, same), *[(None, 0)] * (TERMS - len(same))]
+    (first, one), (second, two) = [rows_of(same[n]) if n < len(same) else (None, 0) for n in range(TERMS)]
     after, distances, sizes = (bias, first, second), {"FIRST": one, "SECOND": two}, {"O": outputs, "SPLIT": cut.split}
     given = (rows, codes, scales, factors, *(after if whole else (None, None, None)), out)
     constants = {**matrix, **sizes, "I": inputs, "GATED": gated and whole, "SHARE": _share(inputs, cut.inputs, cut.split),
