@@ -81,8 +81,8 @@ def compile(source: Any, out: Any, target: str = "cpu", dtype: str = "auto", qua
         recipes = _recipes(surveyed, checkpoint, scheme)
         stays, opened = forms_of({name: recipes[name] for name in surveyed.weights if name not in buffers})
         as_they_are = stays if dtype == "auto" and quant is None else {}
-        native = machine.engine == "native"
-        keeps = keeps_of(surveyed.programs, machine.engine, quant, as_they_are if native or machine.gpu else {})
+        native, keeping = machine.engine == "native", machine.engine in ("native", "iree") or machine.gpu is not None
+        keeps = keeps_of(surveyed.programs, machine.engine, quant, as_they_are) if keeping else {}
         if machine.gpu:
             opened |= dict.fromkeys(as_they_are.keys() - keeps.keys(), _NO_PRODUCT)
         surveyed.notes += _kept(surveyed, stays, opened, keeps, quant)

@@ -79,7 +79,7 @@ def launches(programs: Mapping[str, Program], keeps: Mapping[str, Keep], bounds:
             region = programs[part].regions[name]
             bound = Bound(region, "triton", "meta")
             for made in tried(part, bounds):
-                bound(*(keep.bound(torch.empty(keep.stored()[1], dtype=torch.uint8 if keep.gpu else torch.float32)) if keep else
+                bound(*(keep.bound(torch.empty(keep.stored()[1], dtype=torch.uint8)) if keep else
                         sample(spec, role, made, bounds)
                         for keep, (_, role, spec) in zip(kept, region.inputs, strict=True)))
         if MAIN in programs:

@@ -49,7 +49,7 @@ class CodedProof:
 def prove_coded(keeps: Mapping[str, Keep]) -> list[CodedProof]:
     """Prove each distinct matrix of a program for GPUs. Raises NumericError."""
     places: dict[Keep, int] = {}
-    for keep in filter(lambda keep: keep.gpu, keeps.values()):
+    for keep in keeps.values():
         smaller = dataclasses.replace(keep, sizes=_smaller(keep.sizes))
         places[smaller] = places.get(smaller, 0) + 1
     return [_prove(keep, count) for keep, count in places.items()]

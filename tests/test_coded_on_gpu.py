@@ -16,8 +16,7 @@ import glmc
 from glmc.artifact import canonical, manifest_digest
 from glmc.cli.main import app
 from glmc.errors import DamagedArtifact, IncompatibleArtifact
-from glmc.native.keep import Keep
-from glmc.native.keep_elsewhere import forms_for_gpu
+from glmc.native.keep import forms_for_gpu
 from glmc.program import Program, Region, Spec, Step
 
 MADE = [("quark", "glm4_moe", "MX4", 10), pytest.param(("channel", "glm4", "F8", 8), marks=pytest.mark.slow)]
@@ -124,21 +123,3 @@ def test_only_what_products_read_is_kept():
     found = forms_for_gpu(Program({"layer_1": region}, (step,), "value:1"), dict.fromkeys(specs, "MX4"))
     assert {n: (k.form, k.sizes, k.gpu) for n, k in found.items()} == {
         n: ("MX4", specs[n], True) for n in ("used", "gate", "down")}
-
-
-def test_what_is_read_in_float32_alone_is_made_so_once():
-    specs = dict.fromkeys(("gate", "both", "narrow"), (8, 64))
-    region = Region("layer_1", (("x", "value", Spec("float32", ("S", 64))),
-                                *((n, "weight", Spec("bfloat16", s)) for n, s in specs.items()),
-                                ("wide", "weight", Spec("float32", (8, 64)))), (Spec("float32", ("S", 8)),),
-                    ("to = aten.to.dtype(gate, torch.float32)", "to_1 = aten.to.dtype(both, torch.float32)",
-                     "to_2 = aten.to.dtype(narrow, torch.bfloat16)", "to_3 = aten.to.dtype(wide, torch.float32)",
-                     "add = aten.add.Tensor(to_1, both)", "linear = aten.linear.default(x, to)", "return (linear,)"))
-    step = Step("layer_1", ("value:0", *(f"weight:{n}" for n in (*specs, "wide"))), ("value:1",))
-    found = forms_for_gpu(Program({"layer_1": region}, (step,), "value:1"), {})
-    assert {name: keep.stored() for name, keep in found.items()} == {"gate": ("F32", (8, 64))}
-    tensor = torch.randn(8, 64)
-    assert found["gate"].bound(tensor) is tensor
-    assert found["gate"].fits(tensor)
-    assert not found["gate"].fits(tensor.bfloat16())
-    assert Keep.from_json(found["gate"].to_json()) == found["gate"]

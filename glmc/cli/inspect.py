@@ -77,8 +77,8 @@ def _kernels(opened: Artifact) -> list[Table]:
 
 
 def _forms(opened: Artifact, proofs: dict[str, Any]) -> list[Table]:
-    """How weights are kept for the native library, or which stay coded or become float32 for a GPU, and how far the code that
-    reads them is off; none where all are as the regions' text has them."""
+    """How weights are kept for the native library, or which stay coded for a GPU, and how far the code that reads them is off;
+    none where all are as the regions' text has them."""
     kept, engine = opened.json("program.json").get("kept"), opened.manifest["engine"]
     if kept is None:
         return []
@@ -88,10 +88,8 @@ def _forms(opened: Artifact, proofs: dict[str, Any]) -> list[Table]:
         counts[one["form"]] += 1
         elements[one["form"]] += math.prod(one["sizes"])
     title = {"native": "weights, as the native library keeps them", "iree": "matrices in panels"}
-    forms = show.rows(title.get(engine, "weights that are kept otherwise than the regions have them"),
+    forms = show.rows(title.get(engine, "weights in the checkpoint's own codes"),
                       ("form", "weights", "elements"), [(form, counts[form], elements[form]) for form in sorted(counts)])
-    if engine not in title and not proofs["coded"]:
-        return [forms]
     if engine not in title:
         return [forms, show.rows("products with coded matrices, against float64 with the decoded ones",
                                  ("kernel", "form", "sizes", "weights", "worst error", "of the plain product", "limit"),

@@ -1,8 +1,9 @@
 """How each weight of a program is kept: in which form, what that weighs, and back again. For the native library all weights
-have one; elsewhere (glmc.native.keep_elsewhere) few, and the others are as the regions' text has them."""
+have one; for GPUs those matrices that stay in a checkpoint's own codes, and the others are as the regions' text has them."""
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ _ROWS = {"float32": "F32", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Keep:
-    """One weight. form: "rows" (a table as it is), "vector" (float32), "wide" (float32, whatever its sizes), or one of
-    `panels.FORMS`. sizes: the published ones; the kernel [N, C, ...] of a convolution is a matrix [N, rest]."""
+    """One weight. form: "rows" (a table as it is), "vector" (float32), or one of `panels.FORMS`. sizes: the published ones; the
+    kernel [N, C, ...] of a convolution is a matrix [N, rest]."""
 
     form: str
     sizes: tuple[int, ...]
@@ -78,7 +79,7 @@ class Keep:
             return split.shape(self.form, self.split, self.sizes[1])
         if self.packed:
             return panels.shape(self.form, self.matrix, self.halves)
-        return ("F32" if self.form in ("vector", "wide") else _ROWS[self.dtype]), self.sizes
+        return ("F32" if self.form == "vector" else _ROWS[self.dtype]), self.sizes
 
     def fits(self, tensor: torch.Tensor) -> bool:
         from glmc.checkpoint.tensor_bytes import dtype_name
@@ -165,8 +166,7 @@ class Keep:
             heads = data.get("split")
             kept = Keep(data["form"], tuple(map(int, data["sizes"])), data["dtype"], data["halves"], heads and tuple(heads),
                         data.get("gpu", False), data.get("last", False))
-            known = panels.CODED if kept.gpu else ("rows", "vector", "wide", *panels.FORMS)
-            if kept.form not in known or kept.dtype not in _ROWS:
+            if kept.form not in (panels.CODED if kept.gpu else ("rows", "vector", *panels.FORMS)) or kept.dtype not in _ROWS:
                 raise ValueError(kept.form)
         except (KeyError, TypeError, ValueError) as fault:
             raise DamagedArtifact("the form of a weight cannot be read", file="program.json", field="kept",
@@ -230,6 +230,44 @@ def forms(program: Program, quant: str | None, sources: Mapping[str, str] = {}) 
         raise InternalError("a checkpoint has a weight in an unknown form", field=min(wrong), found=wrong[min(wrong)],
                             expected=", ".join(panels.CODED))
     return {name: _keep(need, spec, kind, quant, sources.get(name)) for name, (need, spec, kind) in found.items()}
+
+
+_LINEAR = {"aten.linear.default": (1,)}
+_MATRICES = {**_LINEAR, "glmc.moe_experts": (3, 4)}
+"""Ops whose kernels for GPUs take a coded matrix -> which of their arguments it is."""
+
+
+def forms_for_gpu(program: Program, sources: Mapping[str, str], gpu: bool = True) -> dict[str, Keep]:
+    """Of the weights that `sources` names with their form those that only products read, kept so for kernels of GPUs, or in
+    panels for compilers that take them in plain products."""
+    found: dict[str, Keep] = {}
+    others: set[str] = set()
+    products = {name: _products(region, _MATRICES if gpu else _LINEAR) for name, region in program.regions.items()}
+    for step in program.steps:
+        if step.moves:
+            continue
+        for name, (local, role, spec) in zip(step.inputs, program.regions[step.region].inputs, strict=True):
+            weight = name.removeprefix("weight:")
+            if role != "weight" or weight not in sources:
+                continue
+            if local not in products[step.region]:
+                others.add(weight)
+            found[weight] = Keep(sources[weight], tuple(int(s) for s in spec.shape), spec.dtype, gpu=gpu)
+    return {weight: keep for weight, keep in found.items() if weight not in others}
+
+
+def _products(region: Region, ops: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The weights of a region that stand nowhere but as the matrix of a product."""
+    matrices: set[str] = set()
+    elsewhere: set[str] = set()
+    for line in region.body:
+        for call in ast.walk(ast.parse(line)):
+            if isinstance(call, ast.Call):
+                places = ops.get(ast.unparse(call.func), ())
+                for number, argument in enumerate([*call.args, *(k.value for k in call.keywords)]):
+                    names = {n.id for n in ast.walk(argument) if isinstance(n, ast.Name)}
+                    (matrices if number in places and number < len(call.args) else elsewhere).update(names)
+    return matrices - elsewhere
 
 
 def coded(kept: Mapping[str, Keep]) -> dict[str, str]:

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from glmc.native.calls import Refused
-from glmc.native.keep import Keep, forms
-from glmc.native.keep_elsewhere import forms_for_gpu
+from glmc.native.keep import Keep, forms, forms_for_gpu
 from glmc.native.lower import lowered
 from glmc.program import FX, MAIN, Program
 
@@ -16,18 +15,15 @@ def keeps_of(programs: Mapping[str, Program], engine: str, quant: str | None, so
     """Weight -> the form in which it is kept, where that is not as the regions' text has it.
 
     A part that another engine runs has its weights as they are. Only the text is quantised, and only its matrices stay in a
-    checkpoint's codes, which `sources` names with their form. engine: the artefact's; of "fx" kernels of GPUs read codes, and
-    what is read in float32 alone is kept so; of "iree" float32 matrices that only products read are in panels; others have
-    them as the regions' text does. Raises UnsupportedTarget.
+    checkpoint's codes, which `sources` names with their form. engine: the artefact's; of "iree" float32 matrices that only
+    products read are in panels, of others than that and "native" kernels of GPUs read codes. Raises UnsupportedTarget.
     """
     if engine == "iree":
         wide = {name: "F32" for name, spec in programs[MAIN].weights().items()
                 if spec.dtype == "float32" and len(spec.shape) == 2}
         return forms_for_gpu(programs[MAIN], wide, gpu=False)
-    if engine == FX:
-        return forms_for_gpu(programs[MAIN], sources)
     if engine != "native":
-        return {}
+        return forms_for_gpu(programs[MAIN], sources)
     found: dict[str, Keep] = {}
     for part, program in programs.items():
         if program.engine is None:
