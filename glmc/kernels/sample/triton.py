@@ -330,8 +330,8 @@ def nucleus_kernel(keys, positions, counts, masses, edges, uniforms, tokens, tol
         token += tl.sum(tl.where(mine, tl.load(positions + at, mask=mine, other=0), 0), axis=0)
         rank -= tl.sum(equal.to(tl.int32), axis=0)
         start += LIST
-    tl.store(tokens + row, token.to(tl.int64))
-    tl.store(told + row, token.to(tl.float64))
+    tl.store(tokens + row, tl.cast(token, tl.int64))
+    tl.store(told + row, tl.cast(token, tl.float64))
 
 
 @triton.jit
