@@ -9,8 +9,7 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from checkpoints import fill
 from gpu_contenders import wait
 from report import Report, default_out
-from vision_tower import MODELS, config_of
+from vision_tower import MODELS, config_of, timed
 
 import glmc
 
@@ -46,16 +45,6 @@ def made(config: dict[str, Any], folder: Path, device: str = "cuda") -> torch.nn
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     return model.model.visual
-
-
-def timed(call: Callable[[], Any], device: torch.device) -> Callable[[], float]:
-    def seconds() -> float:
-        wait(device)
-        began = time.perf_counter()
-        call()
-        wait(device)
-        return time.perf_counter() - began
-    return seconds
 
 
 @torch.no_grad()
@@ -97,7 +86,8 @@ def compared(report: Report, title: str, ours: Any, tower: torch.nn.Module, grid
 
         calls = {"glmc": lambda g=grid, x=pixels: ours(x, g), **{how: lambda how=how: theirs(how) for how in ("eager", "sdpa")}}
         mine, wanted = calls["glmc"]().float(), calls["eager"]().float()
-        samples = measure.interleave({name: timed(call, device) for name, call in calls.items()}, rounds)
+        done = partial(wait, device)
+        samples = measure.interleave({name: timed(call, done, done) for name, call in calls.items()}, rounds)
         medians = {name: statistics.median(one) for name, one in samples.items()}
         found[f"{high}x{wide}"] = {"apart": float((mine - wanted).abs().max() / wanted.abs().max()),
                                    **{name: measure.summary(one) for name, one in samples.items()}}

@@ -68,11 +68,14 @@ def ours(config: dict[str, Any], theirs: torch.nn.Module, threads: int) -> Tower
     return Tower(program, held, kept, threads)
 
 
-def timed(call: Callable[[], Any]) -> Callable[[], float]:
+def timed(call: Callable[[], Any], before: Callable[[], Any] = lambda: time.sleep(0.05),
+          after: Callable[[], Any] = lambda: None) -> Callable[[], float]:
+    """The seconds of a call up to the end of `after`. before: untimed; as it is, the others' threads stop to wait meanwhile."""
     def seconds() -> float:
-        time.sleep(0.05)  # the others' threads stop to wait
+        before()
         began = time.perf_counter()
         call()
+        after()
         return time.perf_counter() - began
     return seconds
 

@@ -22,15 +22,13 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
-from glmc.program import Program, Region
+from glmc.program import WRITES, Program, Region
 
 MACHINES = frozenset({"triton"})
 """Machines whose `glmc.linear` does what follows a product."""
 JOINED, GATED, WIDE = "glmc.linear", "gated=True", "wide=True"
 TERMS = 2
 """The most tensors that a product adds to itself."""
-_WRITERS = frozenset({"glmc.split_qkv_norm_rope"})
-"""Our ops that may write into a cache; of aten's those whose name ends in an underscore write."""
 _END = 2**63 - 1
 
 
@@ -71,7 +69,7 @@ def joined(region: Region) -> Region:
     narrow: dict[str, str] = {}
     for name, call in calls.items():
         op, lines[name] = ast.unparse(call.func), ast.unparse(call)
-        if op in _WRITERS or op.partition(".")[2].partition(".")[0].endswith("_"):
+        if op in WRITES or op.partition(".")[2].partition(".")[0].endswith("_"):
             products.clear()
             narrow.clear()
         match op, call.args, call.keywords:

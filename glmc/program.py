@@ -50,6 +50,8 @@ all_reduce: x -> the sum of all ranks' x. all_gather: x -> all ranks' x one afte
 entries, as many as the letter `after` counts, which all ranks hold alike. past: a layer's keys and values -> those of images
 before it and them, as the runtime's mode has it.
 """
+WRITES = {"aten.index_put_.default": (0,), "glmc.split_qkv_norm_rope": (7, 8)}
+"""Steps that write into arguments at these places, which are caches where they are there."""
 # Forms by name: the letters they fix. Letters left out stay dynamic, at least 2.
 FORMS: dict[str, dict[str, int]] = {"decode": {"B": 1, "S": 1}, "prefill": {"B": 1}, "decode_rows": {"S": 1}}
 _SHARE = re.compile(r"\b(\d+) ?// ?N\b")

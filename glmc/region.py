@@ -16,7 +16,7 @@ import torch
 
 from glmc import epilogue, kernels
 from glmc.errors import DamagedArtifact
-from glmc.program import Region
+from glmc.program import WRITES, Region
 
 _OPERATORS = {name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")}
 ATEN = frozenset("""
@@ -30,8 +30,6 @@ repeat repeat_interleave reshape rms_norm roll rsqrt scaled_dot_product_attentio
 select_scatter sigmoid silu sin slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack sub
 sum sym_size t tanh to topk transpose tril triu unbind unflatten unsqueeze upsample_nearest2d view where zeros zeros_like
 """.split())
-WRITES = {"aten.index_put_.default": (0,), "glmc.split_qkv_norm_rope": (7, 8)}
-"""Steps that write into arguments at these places, which are caches where they are there."""
 REPLACED = {machine: {"aten.linear.default": "glmc.linear"} for machine in ("triton", "mlir")}
 """Machine -> ops of a region's text that a kernel of the machine's own runs, wherever the region is bound for it."""
 FACTORIES = {"aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.zeros.default", "aten.full.default",

@@ -15,8 +15,8 @@ from glmc import kernels
 from glmc.errors import UnsupportedTarget
 from glmc.kernels.onnx import function, value
 from glmc.passes.onnx_ops import TABLE
-from glmc.program import Place, Program, Region
-from glmc.region import WRITES, argument, line, returned, written
+from glmc.program import WRITES, Place, Program, Region
+from glmc.region import argument, line, returned, written
 
 MACHINE = "onnx"
 _LAYER = re.compile(r"(?:.*\.)?layers\.\d+")
